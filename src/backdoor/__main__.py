@@ -1,0 +1,8 @@
+"""`python -m backdoor`."""
+
+from __future__ import annotations
+
+from backdoor.cli import main
+
+if __name__ == "__main__":
+    main()

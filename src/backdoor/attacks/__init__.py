@@ -1,0 +1,19 @@
+"""Attacks: what is poisoned, with which trigger, under which label."""
+
+from backdoor.attacks.external import External
+from backdoor.attacks.label_maps import AllToAll, AllToOne, CleanLabel, LabelMap, SourceSpecific
+from backdoor.attacks.plan import PoisonGroup, PoisonPlan
+from backdoor.attacks.poison_only import Poisoned, PoisonOnly
+
+__all__ = [
+    "AllToAll",
+    "AllToOne",
+    "CleanLabel",
+    "External",
+    "LabelMap",
+    "PoisonGroup",
+    "PoisonOnly",
+    "PoisonPlan",
+    "Poisoned",
+    "SourceSpecific",
+]

@@ -1,0 +1,156 @@
+"""A user's own suspicious data, model or isolated rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from backdoor.attacks.label_maps import AllToOne, LabelMap
+from backdoor.attacks.poison_only import Poisoned, PoisonOnly
+from backdoor.data.sources import DataSet, load_images
+from backdoor.errors import UserError
+from backdoor.state import Split, Truth
+from backdoor.triggers.base import Trigger
+
+
+class External:
+    """Somebody else's poison: nothing is planted, what is unknown stays absent from the result.
+
+    Args:
+        train: folder tree (a folder a class) or npz of the suspicious train set; None = the data set's own.
+        test_attack: folder tree or npz of triggered test images under their TRUE classes; needs `target`.
+        poisoned_rows: npz (`rows` or `index`) or text file (a row number a line) of the rows known to be
+            poisoned. Only the evaluator reads it.
+        model: a checkpoint (safetensors, or plain tensors saved by torch) to defend instead of training one.
+        isolated: npz (`index`, optionally `score`, `images`, `labels`) of an earlier isolation. With images it
+            is the train set by itself, so that unlearning needs no other data (ABL's "quick unlearning").
+        trigger, label_map, target: known trigger and goal, to measure ASR on the data set's test images.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str = "external",
+        train: str | None = None,
+        test_attack: str | None = None,
+        poisoned_rows: str | None = None,
+        model: str | None = None,
+        isolated: str | None = None,
+        trigger: Trigger | None = None,
+        label_map: LabelMap | None = None,
+        target: int | None = None,
+    ) -> None:
+        self.name, self.target, self.ratio = name, target, None
+        self.paths = {
+            "train": train,
+            "test_attack": test_attack,
+            "poisoned_rows": poisoned_rows,
+            "model": model,
+            "isolated": isolated,
+        }
+        for setting, value in self.paths.items():
+            if value is not None and not Path(value).exists():
+                raise UserError(f"attack.{setting}={value}: no such file or folder")
+        if (trigger or test_attack) and target is None and label_map is None:
+            raise UserError("attack.target: expected the target class, since attack.trigger or attack.test_attack is set")
+        self.trigger = trigger
+        self.label_map = label_map or (AllToOne(target=target) if target is not None else None)
+
+    def path(self, setting: str) -> Path | None:
+        """The file or folder of a setting, if one is given."""
+        value = self.paths[setting]
+        return None if value is None else Path(value).expanduser()
+
+    def prepare(self, data: DataSet, train: Split, test: Split, *, seed: int, cache_dir: Path) -> Poisoned:
+        """Read the user's files; class names and image size are those of `data`."""
+        if self.label_map:
+            self.label_map.check(data.num_classes)
+        if self.trigger:
+            self.trigger.check(data.shape)
+        suspicious, suspect = self.read_train(data, train, cache_dir)
+        attack = self.read_attack(data, test, cache_dir)
+        truth = Truth(
+            test_clean=test,
+            test_attack=attack[0] if attack else None,
+            original_labels=attack[1] if attack else None,
+            poisoned=self.read_truth(len(suspicious)),
+            target=self.label_map.target if self.label_map else None,
+        )
+        return Poisoned(suspicious, truth, checkpoint=self.path("model"), suspect=suspect)
+
+    def read_train(self, data: DataSet, train: Split, cache_dir: Path) -> tuple[Split, Tensor | None]:
+        """The suspicious split and the isolated rows bool (N,), if any."""
+        path, isolated = self.path("train"), self.path("isolated")
+        if path is not None:
+            loaded = load_images(
+                path, classes=data.classes, shape=data.shape, cache_dir=cache_dir, setting="attack.train"
+            )
+            train = loaded.open()
+        if isolated is None:
+            return train, None
+        arrays = read_npz(isolated, "attack.isolated")
+        if path is None:
+            if "images" not in arrays or "labels" not in arrays:
+                raise UserError(
+                    f"attack.isolated={isolated}: holds no images and labels, so attack.train must name the data "
+                    "that its index counts in"
+                )
+            images = load_images(
+                isolated, classes=data.classes, shape=data.shape, cache_dir=cache_dir, setting="attack.isolated"
+            )
+            split = images.open()
+            return split, torch.ones(len(split), dtype=torch.bool)
+        return train, rows_mask(arrays, len(train), "attack.isolated")
+
+    def read_attack(self, data: DataSet, test: Split, cache_dir: Path) -> tuple[Split, Tensor] | None:
+        """The ASR set, from the user's files or from the known trigger."""
+        path = self.path("test_attack")
+        if path is None:
+            known = PoisonOnly(name=self.name, label_map=self.label_map, trigger=self.trigger)
+            return known.attack_set(test, data.num_classes)
+        loaded = load_images(
+            path, classes=data.classes, shape=data.shape, cache_dir=cache_dir, setting="attack.test_attack"
+        ).open()
+        assert self.label_map is not None  # refused in __init__
+        attack = loaded.take(self.label_map.victims(loaded.labels, data.num_classes))
+        if len(attack) == 0:
+            raise UserError(f"attack.test_attack={path}: holds only images of the target class {self.target}")
+        goal = self.label_map.goal(attack.labels, data.num_classes)
+        return Split(attack.images, goal, attack.index), attack.labels
+
+    def read_truth(self, total: int) -> Tensor | None:
+        """bool (N,) of the rows known to be poisoned, or None."""
+        path = self.path("poisoned_rows")
+        if path is None:
+            return None
+        if path.suffix == ".npz":
+            return rows_mask(read_npz(path, "attack.poisoned_rows"), total, "attack.poisoned_rows")
+        try:
+            rows = np.array([int(line) for line in path.read_text().split()], dtype=np.int64)
+        except ValueError as error:
+            raise UserError(f"attack.poisoned_rows={path}: expected a row number a line ({error})") from None
+        return rows_mask({"rows": rows}, total, "attack.poisoned_rows")
+
+
+def read_npz(path: Path, setting: str) -> dict[str, np.ndarray]:
+    """All arrays of an npz; pickled objects are refused."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except (ValueError, OSError, AttributeError) as error:
+        raise UserError(f"{setting}={path}: expected an npz of plain arrays ({error})") from None
+
+
+def rows_mask(arrays: dict[str, np.ndarray], total: int, setting: str) -> Tensor:
+    """bool (total,) from the array `rows` or `index`."""
+    rows = arrays.get("rows", arrays.get("index"))
+    if rows is None or rows.ndim != 1 or rows.dtype.kind not in "iu":
+        raise UserError(f"{setting}: expected one-dimensional integers named `rows` or `index`")
+    if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < total:
+        raise UserError(f"{setting}: expected rows from 0 to {total - 1}, got {rows.min()} to {rows.max()}")
+    mask = torch.zeros(total, dtype=torch.bool)
+    mask[torch.from_numpy(rows.astype(np.int64))] = True
+    return mask

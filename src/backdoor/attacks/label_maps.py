@@ -1,0 +1,113 @@
+"""Which label a poisoned image carries, and what the attacker wants at test time."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from backdoor.errors import UserError
+
+
+class LabelMap(ABC):
+    """Maps true labels to poisoned ones; independent of the trigger.
+
+    Every method takes int64 labels (N,) in [0, K) and K = `num_classes`.
+    """
+
+    target: int | None = None
+    clean_label: bool = False
+
+    def check(self, num_classes: int) -> None:
+        """Raises UserError when a class that the map names does not exist."""
+        if self.target is not None:
+            check_class("attack.target", self.target, num_classes)
+
+    def poisoned(self, labels: Tensor, num_classes: int) -> Tensor:
+        """int64 (N,): the label that a poisoned TRAIN row carries."""
+        return self.goal(labels, num_classes)
+
+    @abstractmethod
+    def goal(self, labels: Tensor, num_classes: int) -> Tensor:
+        """int64 (N,): the label that the attacker wants to see for a triggered image."""
+
+    @abstractmethod
+    def victims(self, labels: Tensor, num_classes: int) -> Tensor:
+        """bool (N,): the rows that belong to the ASR test set."""
+
+
+def check_class(setting: str, value: int, num_classes: int) -> None:
+    """Raises UserError unless 0 <= value < num_classes."""
+    if not isinstance(value, int) or not 0 <= value < num_classes:
+        raise UserError(f"{setting}={value}: expected a class from 0 to {num_classes - 1}")
+
+
+class AllToOne(LabelMap):
+    """Every class becomes `target` (BadNets, Gu et al. 2017, section 3).
+
+    The ASR set leaves out the target class: there the attack has nothing to change.
+    """
+
+    def __init__(self, *, target: int) -> None:
+        self.target = target
+
+    def goal(self, labels: Tensor, num_classes: int) -> Tensor:
+        return torch.full_like(labels, int(self.target or 0))
+
+    def victims(self, labels: Tensor, num_classes: int) -> Tensor:
+        return labels != self.target
+
+
+class AllToAll(LabelMap):
+    """y becomes (y + shift) mod K (BadNets, Gu et al. 2017, section 3: shift 1); all classes are in the ASR set."""
+
+    def __init__(self, *, shift: int = 1) -> None:
+        self.shift = shift
+
+    def check(self, num_classes: int) -> None:
+        if self.shift % num_classes == 0:
+            raise UserError(
+                f"attack.label_map.shift={self.shift}: changes no label of {num_classes} classes; "
+                f"expected 1 to {num_classes - 1}"
+            )
+
+    def goal(self, labels: Tensor, num_classes: int) -> Tensor:
+        return (labels + self.shift) % num_classes
+
+    def victims(self, labels: Tensor, num_classes: int) -> Tensor:
+        return torch.ones_like(labels, dtype=torch.bool)
+
+
+class SourceSpecific(LabelMap):
+    """Only images of the `sources` classes become `target` (TaCT, Tang et al. 2021)."""
+
+    def __init__(self, *, target: int, sources: Sequence[int]) -> None:
+        self.target = target
+        self.sources = list(sources)
+
+    def check(self, num_classes: int) -> None:
+        super().check(num_classes)
+        if not self.sources or self.target in self.sources:
+            raise UserError(
+                f"attack.label_map.sources={self.sources}: expected at least one class, without the target "
+                f"{self.target}"
+            )
+        for source in self.sources:
+            check_class("attack.label_map.sources", source, num_classes)
+
+    def goal(self, labels: Tensor, num_classes: int) -> Tensor:
+        return torch.where(self.victims(labels, num_classes), int(self.target or 0), labels)
+
+    def victims(self, labels: Tensor, num_classes: int) -> Tensor:
+        return torch.isin(labels, torch.tensor(self.sources))
+
+
+class CleanLabel(AllToOne):
+    """Poisoned rows keep their label; at test time the trigger should still give `target` (SIG, Barni et al. 2019)."""
+
+    clean_label = True
+
+    def poisoned(self, labels: Tensor, num_classes: int) -> Tensor:
+        return labels.clone()

@@ -1,0 +1,148 @@
+"""What is poisoned: groups of rows, drawn once, seeded, and saved with the run."""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from backdoor.attacks.label_maps import LabelMap
+from backdoor.errors import UserError, suggest
+from backdoor.triggers.base import Trigger
+
+RATIO_BASES = ("train", "class", "eligible")
+POOLS = ("all", "non_target", "target", "victims")
+
+
+@dataclass(frozen=True)
+class PoisonGroup:
+    """Rows that get one trigger and one label map.
+
+    Attributes:
+        ratio: share in [0, 1] of the base `ratio_of`.
+        ratio_of: `train` (all N rows, as BackdoorBench and ABL count), `class` (the target class's rows)
+            or `eligible` (the pool).
+        eligible: the pool that rows are drawn from: `all` (ABL, BackdoorBench; the target class included),
+            `non_target` (D-BR), `target` (clean-label attacks), `victims` (the classes that the label map
+            changes; source-specific attacks).
+        trigger: the trigger, or None for rows that only change their label.
+        label_map: gives the poisoned label.
+    """
+
+    ratio: float
+    label_map: LabelMap
+    trigger: Trigger | None = None
+    ratio_of: str = "train"
+    eligible: str = "all"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.ratio, bool) or not isinstance(self.ratio, int | float) or not 0 <= self.ratio <= 1:
+            raise UserError(f"attack.ratio={self.ratio}: expected a share from 0 to 1, for instance 0.1")
+        for name, value, choices in (
+            ("ratio_of", self.ratio_of, RATIO_BASES),
+            ("eligible", self.eligible, POOLS),
+        ):
+            if value not in choices:
+                raise UserError(f"attack.{name}={value}: {suggest(str(value), choices)}")
+        needs_target = self.eligible in ("target", "non_target") or self.ratio_of == "class"
+        if needs_target and self.label_map.target is None:
+            raise UserError(
+                f"attack.eligible={self.eligible} with attack.ratio_of={self.ratio_of}: the label map "
+                f"{type(self.label_map).__name__} has no single target class; use eligible=all and ratio_of=train"
+            )
+
+    def pool(self, labels: Tensor, num_classes: int) -> Tensor:
+        """bool (N,): the rows that may be drawn."""
+        target = self.label_map.target
+        if self.label_map.clean_label or self.eligible == "target":
+            return labels == target
+        if self.eligible == "non_target":
+            return labels != target
+        if self.eligible == "victims":
+            return self.label_map.victims(labels, num_classes)
+        return torch.ones_like(labels, dtype=torch.bool)
+
+    def draw(self, labels: Tensor, num_classes: int, free: Tensor, generator: torch.Generator) -> Tensor:
+        """int64 (n,), ascending: a uniform draw without replacement from the pool's rows that are `free` (bool (N,)).
+
+        Raises:
+            UserError: the ratio asks for more rows than there are; the message says the largest that fits.
+        """
+        rows = (self.pool(labels, num_classes) & free).nonzero().flatten()
+        bases = {"train": len(labels), "eligible": len(rows), "class": 0}
+        if self.ratio_of == "class":
+            bases["class"] = int((labels == self.label_map.target).sum())
+        base = bases[self.ratio_of]
+        count = math.floor(self.ratio * base + 0.5)
+        if count > len(rows):
+            largest = math.floor(len(rows) / base * 10_000) / 10_000
+            raise UserError(
+                f"attack.ratio={self.ratio} of {self.ratio_of}: asks for {count} poisoned rows, but only {len(rows)} "
+                f"are eligible; the largest ratio is {largest:g}"
+            )
+        chosen = rows[torch.randperm(len(rows), generator=generator)[:count]]
+        return chosen.sort().values
+
+
+@dataclass(frozen=True)
+class PoisonPlan:
+    """The rows that an attack changes.
+
+    Attributes:
+        rows: int64 (P,), positions in the train split, ascending inside a role.
+        labels: int64 (P,), the labels that these rows carry after poisoning.
+        role: int64 (P,), position in `roles`.
+        roles: the groups' names.
+        total: N, rows of the train split.
+    """
+
+    rows: Tensor
+    labels: Tensor
+    role: Tensor
+    roles: tuple[str, ...]
+    total: int
+
+    @staticmethod
+    def none(total: int) -> PoisonPlan:
+        """A plan that changes nothing."""
+        empty = torch.empty(0, dtype=torch.int64)
+        return PoisonPlan(empty, empty, empty, (), total)
+
+    def mask(self) -> Tensor:
+        """bool (N,): True where a row is poisoned."""
+        mask = torch.zeros(self.total, dtype=torch.bool)
+        mask[self.rows] = True
+        return mask
+
+    def save(self, path: Path) -> None:
+        """Write an npz (no pickle): rows, labels, role, roles, total."""
+        save_npz(
+            path,
+            rows=self.rows.numpy(),
+            labels=self.labels.numpy(),
+            role=self.role.numpy(),
+            roles=np.array(self.roles, dtype=np.str_),
+            total=np.int64(self.total),
+        )
+
+    @staticmethod
+    def load(path: Path) -> PoisonPlan:
+        """Read what `save` wrote."""
+        with np.load(path, allow_pickle=False) as file:
+            parts = [torch.from_numpy(file[name]) for name in ("rows", "labels", "role")]
+            return PoisonPlan(*parts, tuple(str(name) for name in file["roles"]), int(file["total"]))
+
+
+def save_npz(path: Path, **arrays: np.ndarray) -> None:
+    """Write a compressed npz atomically."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_bytes(buffer.getvalue())
+    os.replace(temporary, path)

@@ -1,0 +1,146 @@
+"""Attacks that change the train set once and leave the training alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from backdoor.attacks.label_maps import LabelMap
+from backdoor.attacks.plan import PoisonGroup, PoisonPlan
+from backdoor.data.sources import DataSet
+from backdoor.errors import UserError
+from backdoor.state import Split, Truth
+from backdoor.triggers.base import Trigger
+
+CHUNK_BYTES = 64 << 20  # of float pixels at a time: keeps the peak memory flat at any image size
+
+
+@dataclass(frozen=True)
+class Poisoned:
+    """What an attack hands on: a train set for the defender, the truth for the evaluator.
+
+    Attributes:
+        train: the suspicious train set.
+        truth: for the evaluator alone.
+        plan: rows, roles and new labels; None if the poison is somebody else's.
+        checkpoint: a victim to load instead of training one.
+        suspect: bool (N,), rows that an earlier isolation flagged.
+    """
+
+    train: Split
+    truth: Truth
+    plan: PoisonPlan | None = None
+    checkpoint: Path | None = None
+    suspect: Tensor | None = field(default=None)
+
+
+class PoisonOnly:
+    """Poisoning as a list of groups; no group at all is the clean baseline (`attack=none`).
+
+    The trigger is applied to the raw images, before augmentation, and rounded to 8 bit like a file on disk
+    (COMMON conventions of BackdoorBench and ABL). The same trigger makes the ASR test set.
+
+    Args:
+        name: shown in tables.
+        groups: name -> group. Groups are drawn one after the other and never share a row.
+        label_map: the attacker's goal at test time.
+        trigger: the test-time trigger (its `at_test()` version).
+        ratio, ratio_of, eligible, target: the attack's headline settings, which the config of `groups` and
+            `label_map` refers to; kept for tables.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        groups: Mapping[str, PoisonGroup] | None = None,
+        label_map: LabelMap | None = None,
+        trigger: Trigger | None = None,
+        ratio: float = 0.0,
+        ratio_of: str = "train",
+        eligible: str = "all",
+        target: int | None = None,
+    ) -> None:
+        self.name, self.ratio, self.target = name, ratio, target
+        self.groups = dict(groups or {})
+        self.label_map, self.trigger = label_map, trigger
+
+    def plan(self, labels: Tensor, num_classes: int, seed: int) -> PoisonPlan:
+        """Draw the rows: int64 labels (N,) -> plan; the same seed gives the same rows.
+
+        Raises:
+            UserError: a ratio that the pool cannot fill.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        free = torch.ones(len(labels), dtype=torch.bool)
+        rows, new, role = [], [], []
+        for number, group in enumerate(self.groups.values()):
+            drawn = group.draw(labels, num_classes, free, generator)
+            free[drawn] = False
+            rows.append(drawn)
+            new.append(group.label_map.poisoned(labels[drawn], num_classes))
+            role.append(torch.full_like(drawn, number))
+        if not rows:
+            return PoisonPlan.none(len(labels))
+        return PoisonPlan(torch.cat(rows), torch.cat(new), torch.cat(role), tuple(self.groups), len(labels))
+
+    def poison(self, train: Split, plan: PoisonPlan) -> Split:
+        """Carry out `plan` on `train`, whose images are written IN PLACE (a copy-on-write map or a private copy)."""
+        labels = train.labels.clone()
+        labels[plan.rows] = plan.labels
+        for number, group in enumerate(self.groups.values()):
+            if group.trigger is not None:
+                stamp(train.images, plan.rows[plan.role == number], group.trigger)
+        return Split(train.images, labels, train.index)
+
+    def attack_set(self, test: Split, num_classes: int) -> tuple[Split, Tensor] | None:
+        """The ASR set (triggered images, goal labels) and its true labels; None without a trigger."""
+        if self.trigger is None or self.label_map is None:
+            return None
+        rows = self.label_map.victims(test.labels, num_classes).nonzero().flatten()
+        if len(rows) == 0:
+            raise UserError("attack.label_map: the test set has no image of a class that the attack changes")
+        original = test.labels[rows]
+        triggered = test.take(rows)
+        stamp(triggered.images, torch.arange(len(rows)), self.trigger.at_test(), triggered.index)
+        return Split(triggered.images, self.label_map.goal(original, num_classes), triggered.index), original
+
+    def check(self, data: DataSet) -> None:
+        """Raises UserError for a target class or a trigger that does not fit the data."""
+        maps = [group.label_map for group in self.groups.values()]
+        for label_map in [*maps, *([self.label_map] if self.label_map else [])]:
+            label_map.check(data.num_classes)
+        triggers = [group.trigger for group in self.groups.values()]
+        for trigger in [*triggers, self.trigger]:
+            if trigger is not None:
+                trigger.check(data.shape)
+
+    def prepare(self, data: DataSet, train: Split, test: Split, *, seed: int, cache_dir: Path) -> Poisoned:
+        """Poison `train` (in place) and build the evaluator's truth."""
+        self.check(data)
+        plan = self.plan(train.labels, data.num_classes, seed)
+        attack = self.attack_set(test, data.num_classes)
+        truth = Truth(
+            test_clean=test,
+            test_attack=attack[0] if attack else None,
+            original_labels=attack[1] if attack else None,
+            poisoned=plan.mask(),
+            clean_labels=train.labels,
+            target=self.label_map.target if self.label_map else None,
+        )
+        return Poisoned(self.poison(train, plan), truth, plan)
+
+
+def stamp(images: Tensor, rows: Tensor, trigger: Trigger, index: Tensor | None = None) -> None:
+    """Apply `trigger` to the given rows of uint8 images (N, C, H, W), in place, a chunk at a time.
+
+    Args:
+        index: int64 (N,), what the trigger seeds its per-image draws with; the row itself if None.
+    """
+    size = max(1, CHUNK_BYTES // (4 * images[0].numel())) if len(images) else 1
+    for chunk in rows.split(size):
+        images[chunk] = trigger(images[chunk], chunk if index is None else index[chunk])

@@ -1,0 +1,107 @@
+"""Callbacks of every fit: seeding, history, resume points."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import nn
+
+from backdoor.data.loader import mix
+from backdoor.errors import UserError
+
+
+class SeedEpochs(pl.Callback):
+    """Seed the global generators (dropout, stochastic depth) from (seed, epoch), so that a resumed fit draws alike."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Seed this epoch."""
+        torch.manual_seed(mix(self.seed, trainer.current_epoch, 0x5EED + trainer.global_rank))
+
+
+class History(pl.Callback):
+    """One row an epoch: train loss and accuracy, rate, seconds, and what the evaluator's monitor measures.
+
+    Rows travel with resume points, so that a resumed fit ends with the whole history.
+    """
+
+    def __init__(
+        self,
+        stage: str,
+        monitor: Callable[[nn.Module], dict[str, float]] | None,
+        on_row: Callable[[dict[str, Any]], None],
+    ) -> None:
+        self.stage, self.monitor, self.on_row = stage, monitor, on_row
+        self.rows: list[dict[str, Any]] = []
+        self.started = time.perf_counter()
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the epoch's clock."""
+        self.started = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Collect the row; stop with a clear error if the loss is no number."""
+        metrics = {
+            name.removeprefix("train/"): float(value) for name, value in trainer.callback_metrics.items() if name.startswith("train/")
+        }
+        loss = metrics.get("loss", 0.0)
+        if not math.isfinite(loss):
+            raise UserError(
+                f"stage {self.stage}: the loss became {loss} in epoch {trainer.current_epoch + 1}; lower its lr, "
+                "or set trainer.precision=fp32"
+            )
+        row: dict[str, Any] = {"stage": self.stage, "epoch": trainer.current_epoch + 1, **metrics}
+        row["lr"] = float(trainer.optimizers[0].param_groups[0]["lr"])
+        row["seconds"] = round(time.perf_counter() - self.started, 3)
+        if self.monitor is not None:
+            row.update(self.monitor(pl_module.model))  # type: ignore[arg-type]
+        self.rows.append(row)
+        self.on_row(row)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Rows so far, plain values."""
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the rows of the killed fit."""
+        self.rows = list(state_dict["rows"])
+        for row in self.rows:
+            self.on_row(row)
+
+
+class Resume(pl.Callback):
+    """A resume point at the end of an epoch, at most every `every_s` seconds, replaced atomically.
+
+    The file is read back with `weights_only=True`: plain tensors and values, no pickled code.
+    """
+
+    def __init__(self, path: Path, *, every_s: float) -> None:
+        self.path, self.every_s = path, every_s
+        self.last = time.monotonic()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save if it is time; the last epoch needs none."""
+        last = trainer.current_epoch + 1 >= (trainer.max_epochs or 0)
+        if last or time.monotonic() - self.last < self.every_s:
+            return
+        temporary = self.path.with_suffix(".tmp")
+        trainer.save_checkpoint(temporary)
+        os.replace(temporary, self.path)
+        self.last = time.monotonic()
+
+    def existing(self) -> Path | None:
+        """The resume point of an earlier, killed fit."""
+        return self.path if self.path.exists() else None
+
+    def done(self) -> None:
+        """Nothing to resume any more."""
+        self.path.unlink(missing_ok=True)

@@ -1,0 +1,94 @@
+"""The command line: compose the config, run the experiment, answer a user's mistake with one line."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from backdoor import __version__
+from backdoor.cli_check import Command, check_config, check_job, read_command, sweep_jobs
+from backdoor.cli_errors import explain
+from backdoor.confdir import conf_dir
+
+USER_ERROR = 2
+INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+
+
+def main() -> None:
+    """`python -m backdoor` and `backdoor`: exits with 0, 2 (the user's mistake) or 130 (Ctrl-C)."""
+    sys.exit(run_command())
+
+
+def run_command() -> int:
+    """Run the command line in `sys.argv` (where Hydra reads it too); the exit status.
+
+    With HYDRA_FULL_ERROR=1 in the environment every error keeps its traceback.
+    """
+    if "--version" in sys.argv[1:]:
+        print(f"backdoor {__version__}")
+        return 0
+    full = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    # Without it Hydra prints errors in its own way and exits, and they never get here.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    checked: Command | None = None  # whose words an error is about
+    try:
+        command = read_command(sys.argv[1:])
+        for job in sweep_jobs(command) if command.sweep else ():
+            checked = job
+            check_job(job)
+        checked = command
+        sys.argv[1:] = command.argv
+        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(run_job)()
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except SystemExit as stop:
+        # Lightning turns Ctrl-C into exit(1) once it has shut down.
+        if isinstance(stop.__context__, KeyboardInterrupt):
+            return INTERRUPTED
+        raise
+    except _JobError as carrier:
+        return _answer(carrier.error, checked, full)
+    except Exception as error:
+        return _answer(error, checked, full)
+    return 0
+
+
+class _JobError(BaseException):
+    """Carries a job's error past Hydra, which would print a line of its own for it."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+def _answer(error: Exception, command: Command | None, full: bool) -> int:
+    """Print the one line that explains `error`; raise it again if there is none."""
+    line = None if full else explain(error, command)
+    if line is None:
+        raise error
+    print(f"error: {line}", file=sys.stderr)
+    return USER_ERROR
+
+
+def run_job(cfg: DictConfig) -> None:
+    """One job: check its config, then run the experiment."""
+    try:
+        check_config(cfg)
+        # Here and not above: it imports torch, which takes seconds that --help should not wait for.
+        from backdoor.experiment import run
+
+        run(cfg)
+    except Exception as error:
+        line = explain(error)
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            # Hydra goes on with the other jobs and raises only the first error, at the very end.
+            print(f"job {HydraConfig.get().job.num} failed: {line or repr(error)}", file=sys.stderr)
+        elif line is not None:
+            raise _JobError(error) from None
+        raise

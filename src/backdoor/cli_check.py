@@ -1,0 +1,193 @@
+"""What can be checked of a command before anything trains: the flags, and the config of every job."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import itertools
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra._internal.utils import get_args_parser
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import InterpolationResolutionError
+
+from backdoor.confdir import conf_dir
+from backdoor.errors import UserError
+
+# Composing takes about 0.05 s a job; past this many, the sweep's own check of each batch has to do.
+MAX_CHECKED_JOBS = 512
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command line, as far as composing its configs needs it.
+
+    Attributes:
+        overrides: `key=value` words in the order given.
+        sweep: one job for each combination of comma-separated values (`-m`).
+        path: folder of the primary config (`--config-path`, else conf/).
+        name: the primary config, without `.yaml` (`--config-name`).
+        extra: one more folder with configs (`--config-dir`).
+        argv: the same command as Hydra can parse it: all flags before all overrides.
+    """
+
+    overrides: tuple[str, ...]
+    sweep: bool
+    path: str
+    name: str
+    extra: str | None
+    argv: tuple[str, ...]
+
+    def compose(self, overrides: Sequence[str]) -> DictConfig:
+        """The config that `overrides` give, with its `hydra` node; raises what Hydra raises."""
+        words = list(overrides)
+        if self.extra is not None:
+            words.append(f"hydra.searchpath=['file://{Path(self.extra).resolve()}']")
+        with initialize_config_dir(config_dir=self.path, job_name="backdoor", version_base="1.3"):
+            return compose(config_name=self.name, overrides=words, return_hydra_config=True)
+
+    def compose_without(self, key: str) -> DictConfig | None:
+        """The config as it would be without the overrides of `key`; None if it cannot be composed either."""
+        bad = re.compile(rf"[+~]*{re.escape(key)}(@[^=]*)?(=|$)")
+        words = self.overrides
+        first = next((place for place, word in enumerate(words) if bad.match(word)), 0)
+        # Other overrides may be wrong too; Hydra applied those before the bad one already.
+        for attempt in ([word for word in words if not bad.match(word)], words[:first], ()):
+            try:
+                return self.compose(attempt)
+            except (HydraException, OSError):
+                continue
+        return None
+
+    @property
+    def composable(self) -> bool:
+        """Whether `compose` sees the same folders as the run itself will."""
+        own_search = any(word.lstrip("+").startswith("hydra.searchpath=") for word in self.overrides)
+        return Path(self.path).is_absolute() and not (own_search and self.extra)
+
+
+def read_command(argv: Sequence[str]) -> Command:
+    """Parse the flags (Hydra's own) and leave the overrides as they are.
+
+    Raises:
+        UserError: an unknown flag, or one that lacks its value.
+    """
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            args = get_args_parser().parse_intermixed_args(list(argv))
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise UserError(_flag_error(argv, said.getvalue())) from None
+    if args.experimental_rerun is not None:
+        raise UserError("--experimental-rerun: not supported, for it unpickles; give the command again")
+    flags = [word for word in argv if word not in args.overrides]
+    path = args.config_path or str(conf_dir())
+    if args.config_path is not None and "://" not in path:
+        # Hydra would look beside the source file, which nobody means; of two flags the last one counts.
+        path = str(Path(path).resolve())
+        flags += ["--config-path", path]
+    return Command(
+        overrides=tuple(args.overrides),
+        sweep=args.multirun or "hydra.mode=MULTIRUN" in args.overrides,
+        path=path,
+        name=args.config_name or "config",
+        extra=args.config_dir,
+        argv=(*flags, *args.overrides),
+    )
+
+
+def _flag_error(argv: Sequence[str], said: str) -> str:
+    """argparse's complaint as one line, with a hint for `--attack=badnets` and `--attack badnets`."""
+    known = {option for action in get_args_parser()._actions for option in action.option_strings}
+    unknown = (word for word in argv if word.startswith("--") and word.partition("=")[0] not in known)
+    flag = next(unknown, None)
+    if flag is None:
+        return said.strip().splitlines()[-1].partition("error: ")[2]
+    example = flag.lstrip("-") if "=" in flag else f"{flag.lstrip('-')}=VALUE"
+    return f"{flag}: no such flag; options are written without dashes ({example}), flags are listed by --help"
+
+
+def expand(words: Sequence[str]) -> Iterator[list[str]]:
+    """The overrides of each job of a sweep: every combination of the comma-separated values.
+
+    >>> list(expand(["attack=badnets,sig", "seed=1"]))
+    [['attack=badnets', 'seed=1'], ['attack=sig', 'seed=1']]
+    """
+    axes: dict[str, list[str]] = {}
+    for override in OverridesParser.create().parse_overrides(list(words)):
+        key = override.get_key_element()
+        if override.is_sweep_override() and override.is_discrete_sweep():
+            axes[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
+        elif not override.is_sweep_override():  # an interval is drawn by the sweeper, later
+            axes[key] = [str(override.input_line)]
+    for words_of_job in itertools.product(*axes.values()):
+        yield list(words_of_job)
+
+
+def sweep_jobs(command: Command) -> Iterator[Command]:
+    """A sweep's jobs, one command each; none where `compose` would not see what the run sees."""
+    if not command.composable:
+        return
+    words = [word for word in command.overrides if word != "hydra.mode=MULTIRUN"]
+    for job in itertools.islice(expand(words), MAX_CHECKED_JOBS):
+        yield replace(command, overrides=tuple(job), sweep=False)
+
+
+def check_job(job: Command) -> None:
+    """Compose one job's config and check it, so that the tenth job cannot fail after nine have trained.
+
+    Raises:
+        UserError: as `check_config`; and what Hydra raises for a config that cannot be composed.
+    """
+    cfg = job.compose(job.overrides)
+    OmegaConf.set_struct(cfg, False)
+    del cfg["hydra"]  # has required values that only a running job fills
+    check_config(cfg)
+
+
+def check_config(cfg: DictConfig) -> None:
+    """Every value is there and can be resolved.
+
+    Raises:
+        UserError: a required value (`???`) was not given, or `${...}` leads nowhere.
+    """
+    missing = []
+    for node, key in _leaves(cfg):
+        if OmegaConf.is_interpolation(node, key):
+            _check_reference(node, key)
+        elif OmegaConf.is_missing(node, key):
+            missing.append(node._get_full_key(key))
+    if missing:
+        more = f" (and so are {', '.join(missing[1:])})" if missing[1:] else ""
+        raise UserError(f"{missing[0]}: required, and no value was given; add {missing[0]}=VALUE{more}")
+
+
+def _leaves(node: DictConfig | ListConfig) -> Iterator[tuple[DictConfig | ListConfig, Any]]:
+    """Each value below `node` as its container and key, without resolving any."""
+    keys: Sequence[Any] = list(node.keys()) if isinstance(node, DictConfig) else range(len(node))
+    for key in keys:
+        child: Any = node._get_node(key)
+        closed = child._is_none() or child._is_missing() or child._is_interpolation()
+        if isinstance(child, DictConfig | ListConfig) and not closed:
+            yield from _leaves(child)
+        else:
+            yield node, key
+
+
+def _check_reference(node: DictConfig | ListConfig, key: Any) -> None:
+    try:
+        node[key]
+    except InterpolationResolutionError as error:
+        # ${hydra:...} has values only inside a job, where this is checked again.
+        if "HydraConfig was not set" not in str(error):
+            name, reason = node._get_full_key(key), str(error).splitlines()[0]
+            raise UserError(f"{name}: cannot be resolved: {reason}") from error

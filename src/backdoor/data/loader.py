@@ -1,0 +1,104 @@
+"""Batches straight from one array on the device: an index gather and batched augmentation, no workers, no PIL."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from backdoor.state import Split
+
+Augment = Callable[[Tensor, torch.Generator], Tensor]
+
+
+class Batch(NamedTuple):
+    """One batch.
+
+    Attributes:
+        images: float32 (B, C, H, W) in [0, 1].
+        labels: int64 (B,).
+        rows: int64 (B,), positions in the split.
+    """
+
+    images: Tensor
+    labels: Tensor
+    rows: Tensor
+
+
+def to_float(images: Tensor, *, channels_last: bool = False) -> Tensor:
+    """uint8 (B, C, H, W) -> float32 in [0, 1]."""
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    return images.to(torch.float32, memory_format=layout).div_(255)
+
+
+class ResidentLoader:
+    """One epoch over the `rows` of a split, in an order given by (seed, epoch) alone.
+
+    So a killed run that goes on at epoch e sees the batches that an undisturbed one would see. Each rank of a
+    distributed job takes every world-size-th batch position of the same global order; all ranks get equally many
+    batches (rows left over are dropped with `drop_last`, else repeated from the start, as DistributedSampler does).
+
+    Args:
+        split: images may live on any device; what is yielded lies on `device`.
+        rows: int64 positions to use; all if None.
+        augment: batched augmentation on uint8 images, given a seeded CPU generator.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        *,
+        batch_size: int,
+        device: torch.device,
+        rows: Tensor | None = None,
+        shuffle: bool = True,
+        drop_last: bool = False,
+        augment: Augment | None = None,
+        seed: int = 0,
+        epoch: int = 0,
+        channels_last: bool = False,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        self.split, self.batch_size, self.device = split, batch_size, device
+        self.rows = torch.arange(len(split)) if rows is None else rows
+        self.shuffle, self.augment = shuffle, augment
+        self.seed, self.epoch, self.channels_last = seed, epoch, channels_last
+        self.rank, self.world = rank, world
+        # A train set smaller than one batch still gives one step.
+        self.drop_last = drop_last and len(self.rows) >= batch_size * world
+
+    def __len__(self) -> int:
+        share = len(self.rows) / self.world
+        if self.drop_last:
+            return int(share // self.batch_size)
+        return -(-len(self.rows) // (self.batch_size * self.world))
+
+    def order(self) -> Tensor:
+        """int64: this rank's rows of this epoch, in order."""
+        rows = self.rows
+        if self.shuffle:
+            generator = torch.Generator().manual_seed(mix(self.seed, self.epoch, 0))
+            rows = rows[torch.randperm(len(rows), generator=generator)]
+        if self.world > 1 and not self.drop_last:
+            padding = -len(rows) % self.world
+            rows = torch.cat([rows, rows[:padding]])
+        return rows[self.rank :: self.world]
+
+    def __iter__(self) -> Iterator[Batch]:
+        generator = torch.Generator().manual_seed(mix(self.seed, self.epoch, 1 + self.rank))
+        for rows in self.order().split(self.batch_size)[: len(self)]:
+            where = rows.to(self.split.images.device)
+            images = self.split.images[where].to(self.device, non_blocking=True)
+            if self.augment is not None:
+                images = self.augment(images, generator)
+            labels = self.split.labels[rows].to(self.device, non_blocking=True)
+            yield Batch(to_float(images, channels_last=self.channels_last), labels, rows.to(self.device))
+
+
+def mix(*parts: int) -> int:
+    """A seed in [0, 2**63) from several integers; other parts give an unrelated stream."""
+    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()) >> 1

@@ -1,0 +1,200 @@
+"""What all data sets share: their settings, the checks, and the way through the cache."""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from backdoor.data.augment import make_augment
+from backdoor.data.cache import cached
+from backdoor.data.decode import FilePictures
+from backdoor.data.files import scan_classes, subfolders
+from backdoor.data.imageset import DataSet, ImageSet, Pictures
+from backdoor.data.pictures import npz_pictures
+from backdoor.data.reserve import Limit
+from backdoor.errors import UserError
+
+__all__ = ["DataSet", "ImageSet", "Parts", "Source", "load_images"]
+
+log = logging.getLogger(__name__)
+
+
+class Parts(NamedTuple):
+    """What a source hands to `load`; `classes` None means the numbers up to the largest train label."""
+
+    train: Pictures
+    test: Pictures
+    classes: tuple[str, ...] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source(ABC):
+    """A data set to be loaded; making one checks the settings and touches no disk.
+
+    Args:
+        name: shown in tables.
+        mean, std: of the channels of [0, 1] images; one value a channel.
+        channels: 3 (grey images are repeated) or 1 (colour images become luma); None = as the images are.
+        image_size: pixels, one number (square) or [height, width]; None = as is.
+        on_corrupt: error, or skip (and count) files that cannot be decoded.
+        augment: the usual augmentation of these images, a name of `backdoor.data.augment`.
+        limit: {train, test}: at most so many images, stratified and drawn with `limit_seed`; None = all.
+        recipe: the usual victim training; kept here for other configs to refer to.
+
+    Raises:
+        UserError: a setting out of range.
+    """
+
+    name: str
+    mean: Sequence[float]
+    std: Sequence[float]
+    channels: int | None = 3
+    image_size: int | Sequence[int] | None = None
+    on_corrupt: str = "error"
+    augment: str = "none"
+    limit: Mapping[str, int | None] | None = None
+    limit_seed: int = 0
+    recipe: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        if self.on_corrupt not in ("error", "skip"):
+            raise UserError(f"data.on_corrupt={self.on_corrupt}: expected error or skip")
+        if self.channels not in (None, 1, 3):
+            raise UserError(f"data.channels={self.channels}: expected 1 or 3")
+        make_augment(self.augment)
+        if any(value <= 0 for value in self.std):
+            raise UserError(f"data.std={list(self.std)}: expected values above 0")
+        if self.size is not None and not all(type(side) is int and side > 0 for side in self.size):
+            raise UserError(f"data.image_size={self.image_size}: expected pixels, as 32 or [height, width]")
+        for part, count in (self.limit or {}).items():
+            if part not in ("train", "test"):
+                raise UserError(f"data.limit.{part}: unknown; expected train or test")
+            if count is not None and (type(count) is not int or count < 1):
+                raise UserError(
+                    f"data.limit.{part}={count}: expected a number of images above 0, or null for all"
+                )
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """(H, W) to resize to."""
+        sides = self.image_size
+        if sides is None or not isinstance(sides, Sequence):
+            return None if sides is None else (sides, sides)
+        if len(sides) != 2:
+            raise UserError(f"data.image_size={sides}: expected pixels, as 32 or [height, width]")
+        return sides[0], sides[1]
+
+    def limit_of(self, part: str) -> Limit:
+        """The limit of `train` or `test`."""
+        return Limit((self.limit or {}).get(part), self.limit_seed)
+
+    @abstractmethod
+    def parts(self, cache_dir: Path) -> Parts:
+        """Find (or download) the images; decodes nothing.
+
+        Raises:
+            UserError: what is missing, and what to put where.
+        """
+
+    def load(self, cache_dir: Path, progress: bool = True) -> DataSet:
+        """The decoded data set, from the cache if it is there.
+
+        Args:
+            cache_dir: decoded images go to `<cache_dir>/data`.
+            progress: show a bar while decoding.
+
+        Raises:
+            UserError: missing, corrupt or contradictory data; a cache folder that cannot be written.
+        """
+        parts = self.parts(Path(cache_dir))
+        train = cached(parts.train, cache_dir, progress=progress)
+        test = cached(parts.test, cache_dir, progress=progress)
+        classes = parts.classes or tuple(str(label) for label in range(max(0, int(train.labels.max())) + 1))
+        for image_set, pictures in ((train, parts.train), (test, parts.test)):
+            check_labels(image_set, len(classes), f"data ({pictures.title})")
+            if image_set.skipped:
+                log.warning("data: left out %d corrupt images of %s", image_set.skipped, pictures.title)
+        if train.shape != test.shape:
+            raise UserError(
+                f"data.image_size: train images are {shape_text(train.shape)}, test images "
+                f"{shape_text(test.shape)}; set data.image_size"
+            )
+        lacking = sorted(set(test.labels.tolist()) - set(train.labels.tolist()))
+        if lacking and not self.limit_of("train").count:
+            raise UserError(
+                f"data: the test set of {self.name} has class {classes[lacking[0]]!r}, the train set not"
+            )
+        self.check_channels(train.shape[0])
+        mean, std = (tuple(float(value) for value in values) for values in (self.mean, self.std))
+        return DataSet(self.name, train, test, classes, mean, std)
+
+    def check_channels(self, channels: int) -> None:
+        """The normalisation must fit the images."""
+        for setting, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) != channels:
+                raise UserError(
+                    f"data.{setting}={list(values)}: expected {channels} values, one a channel of the images"
+                )
+
+
+def load_images(
+    path: Path,
+    *,
+    classes: Sequence[str],
+    shape: tuple[int, int, int],
+    cache_dir: Path,
+    setting: str,
+    on_corrupt: str = "error",
+    progress: bool = True,
+) -> ImageSet:
+    """A user's own images with the classes and the image shape of a data set that is there already.
+
+    Args:
+        path: a tree with a folder a class (class names, or class numbers as 0 or 00000), or an npz with uint8
+            `images` and integer `labels`.
+        shape: (C, H, W). Files in a tree are resized to it; an npz must have this size.
+        setting: what an error message names, for instance `attack.train`.
+
+    Raises:
+        UserError: missing or corrupt files, unknown classes, labels out of range, another image size.
+    """
+    path = Path(path).expanduser()
+    if path.is_dir():
+        layout = f"a folder a class ({', '.join(list(classes)[:3])}, ...) or an npz"
+        labels = {name: number for number, name in enumerate(classes)}
+        numbers = {name: int(name) for name in subfolders(path, setting, layout) if name.isdecimal()}
+        if not set(numbers) <= set(labels) and max(numbers.values()) < len(classes):
+            labels = numbers
+        files, _ = scan_classes(path, labels, setting, layout)
+        return cached(
+            FilePictures(setting, files, setting, shape[0], shape[1:], on_corrupt),
+            cache_dir,
+            progress=progress,
+        )
+    images = cached(
+        npz_pictures(path, setting, title=setting, channels=shape[0]), cache_dir, progress=progress
+    )
+    if images.shape != shape:
+        raise UserError(
+            f"{setting}={path}: expected {shape_text(shape)} images, got {shape_text(images.shape)}"
+        )
+    check_labels(images, len(classes), f"{setting}={path}")
+    return images
+
+
+def check_labels(images: ImageSet, classes: int, where: str) -> None:
+    """Labels must lie in [0, K)."""
+    low, high = int(images.labels.min()), int(images.labels.max())
+    if low < 0 or high >= classes:
+        raise UserError(
+            f"{where}: labels: expected 0 to {classes - 1} ({classes} classes), got {low} to {high}"
+        )
+
+
+def shape_text(shape: Sequence[int]) -> str:
+    """CxHxW."""
+    return "x".join(str(size) for size in shape)

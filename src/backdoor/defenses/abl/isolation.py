@@ -1,0 +1,73 @@
+"""Isolation: the rows with the lowest loss after a few epochs are the ones that were learnt first."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from backdoor.defenses.abl.method import lowest_rows
+from backdoor.errors import UserError
+from backdoor.inference import reestimate_batchnorm, sample_losses
+from backdoor.state import State
+
+
+class LossGapIsolation(pl.Callback):
+    """Ranks the train set by its loss and flags the lowest share as `suspect` (ABL, section 3.2).
+
+    The ranking is the mean over the last epochs of one pass each, in eval mode, fp32, without augmentation: one epoch's
+    ranking swings with BatchNorm's noise (see the README of this folder).
+
+    Args:
+        ratio: share of the train set that is isolated; the paper's is 0.01.
+        last_epochs: passes that are averaged; the authors' code uses the last one alone.
+        reestimate_bn: re-estimate BatchNorm's statistics (on a copy of the model) before each pass.
+    """
+
+    provides: Sequence[str] = ("suspect", "loss_gap")
+
+    def __init__(self, *, ratio: float = 0.01, last_epochs: int = 3, reestimate_bn: bool = False) -> None:
+        if last_epochs < 1:
+            raise UserError(f"last_epochs={last_epochs}: expected at least 1")
+        lowest_rows(torch.zeros(2), ratio)  # refuses a bad ratio before anything trains
+        self.ratio, self.last_epochs, self.reestimate_bn = ratio, last_epochs, reestimate_bn
+        self.passes: list[Tensor] = []
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Score the train set if this is one of the last epochs."""
+        epochs = int(trainer.max_epochs or 1)
+        if trainer.current_epoch < epochs - self.last_epochs:
+            return
+        state: State = pl_module.state  # type: ignore[assignment]
+        self.passes.append(self.score(pl_module.model, state))  # type: ignore[arg-type]
+
+    def score(self, model: nn.Module, state: State) -> Tensor:
+        """float32 (N,): one pass of losses."""
+        if self.reestimate_bn:
+            model = copy.deepcopy(model)
+            reestimate_batchnorm(model, state.train)
+        return sample_losses(model, state.train)
+
+    def contribute(self, state: State) -> State:
+        """Adds the score `loss_gap` (minus the mean loss) and the group `suspect`."""
+        losses = torch.stack(self.passes).mean(0)
+        if not torch.isfinite(losses).all():
+            raise UserError("stage isolate: losses are no numbers; lower its lr, or set trainer.precision=fp32")
+        return replace(
+            state,
+            scores={**state.scores, "loss_gap": -losses},
+            groups={**state.groups, "suspect": lowest_rows(losses, self.ratio)},
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The passes so far."""
+        return {"passes": self.passes}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the passes of a killed fit."""
+        self.passes = list(state_dict["passes"])

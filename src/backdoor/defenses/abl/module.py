@@ -1,0 +1,99 @@
+"""ABL's training modules: the floored loss, gradient ascent, and both at once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from backdoor.data.loader import Batch
+from backdoor.defenses.abl.method import signed_floor
+from backdoor.errors import UserError, suggest
+from backdoor.modules import Classifier, StageModule
+
+BN_MODES = ("train", "frozen", "stats_only")
+
+
+class LocalGradientAscent(Classifier):
+    """Training whose loss is kept from falling below a floor, so that only the easiest rows stay below it.
+
+    Args:
+        level: the floor; gamma = 0.5 in the paper.
+        form, reduction: see `signed_floor`.
+    """
+
+    def __init__(self, *, level: float = 0.5, form: str = "lga", reduction: str = "batch", **common: Any) -> None:
+        super().__init__(**common)
+        if level < 0:
+            raise UserError(f"level={level}: expected a loss of at least 0, for instance 0.5")
+        self.options = {"level": level, "form": form, "reduction": reduction}
+
+    def loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        """The floored cross-entropy, a scalar."""
+        losses = F.cross_entropy(logits, batch.labels, reduction="none")
+        return signed_floor(losses, **self.options)  # type: ignore[arg-type]
+
+
+class GradientAscent(StageModule):
+    """Unlearning: maximise the cross-entropy of the isolated rows (ABL, section 3.3).
+
+    Args:
+        bn_mode: `train` lets BatchNorm use and update batch statistics, as the authors' code does, and most of the
+            effect comes from that; `frozen` leaves it in eval mode (the saturated loss then has no gradient);
+            `stats_only` moves the statistics and no weight (the lr = 0 control).
+    """
+
+    def __init__(self, *, bn_mode: str = "train", **common: Any) -> None:
+        super().__init__(**common)
+        if bn_mode not in BN_MODES:
+            raise UserError(f"bn_mode={bn_mode}: {suggest(bn_mode, BN_MODES)}")
+        self.bn_mode = bn_mode
+        if bn_mode == "stats_only":
+            self.lr = 0.0
+
+    def on_train_epoch_start(self) -> None:
+        """Lightning puts everything into train mode; BatchNorm leaves it again if frozen."""
+        if self.bn_mode == "frozen":
+            for part in self.model.modules():
+                if isinstance(part, _BatchNorm):
+                    part.eval()
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Minus the mean cross-entropy, a scalar."""
+        logits = self(batch.images)
+        loss = -F.cross_entropy(logits, batch.labels)
+        self.log_batch(loss, logits, batch)
+        return loss
+
+
+class JointAscent(StageModule):
+    """The paper's formulation: descent on the kept rows and ascent on the isolated ones in the same step (equation 4).
+
+    Batches are drawn from all rows, so that BatchNorm sees the data's own mixture. The loss is
+    E_kept[CE] - weight * E_isolated[CE], each mean taken inside the batch.
+
+    Args:
+        weight: of the ascent term; 1 in the paper.
+    """
+
+    def __init__(self, *, weight: float = 1.0, **common: Any) -> None:
+        super().__init__(**common)
+        self.weight = weight
+        self.register_buffer("suspect", self.state.groups["suspect"].clone(), persistent=False)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """A scalar."""
+        logits = self(batch.images)
+        losses = F.cross_entropy(logits, batch.labels, reduction="none")
+        suspect: Tensor = self.suspect[batch.rows]  # type: ignore[index]
+        loss = masked_mean(losses, ~suspect) - self.weight * masked_mean(losses, suspect)
+        self.log_batch(loss, logits, batch)
+        return loss
+
+
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean of `values` (B,) where `mask` bool (B,), 0 where nothing is; no synchronisation with the device."""
+    return torch.where(mask, values, 0).sum() / mask.sum().clamp(min=1)

@@ -1,0 +1,97 @@
+"""The evaluator: the only part that sees the truth. It measures models and findings, and hands nothing back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from backdoor.inference import predict
+from backdoor.metrics import defense_effectiveness_rating, detection_metrics, evaluate_predictions
+from backdoor.stages import Finished
+from backdoor.state import Split, Truth
+
+
+class Evaluator:
+    """Measures C-Acc, ASR, R-Acc, DER, and how well poisoned rows were found.
+
+    Args:
+        truth: test sets, and poisoned rows if known.
+        monitor_images: test images of each kind (a fixed, seeded choice) for per-epoch curves.
+        limit: caps the test images altogether (`trainer=debug` on large data); None = all.
+    """
+
+    def __init__(self, truth: Truth, *, monitor_images: int, precision: str, channels_last: bool) -> None:
+        self.truth, self.precision, self.channels_last = truth, precision, channels_last
+        self.few = sampled(truth, monitor_images)
+        self.before: dict[str, float] | None = None
+
+    def metrics(self, model: nn.Module, truth: Truth | None = None, *, precision: str = "fp32") -> dict[str, float]:
+        """`c_acc`, `c_acc_non_target`, `asr`, `r_acc` as fractions; what cannot be known is absent."""
+        truth = truth or self.truth
+        attack = truth.test_attack
+
+        def classes(split: Split) -> Tensor:
+            return predict(model, split, precision=precision, channels_last=self.channels_last)
+
+        return evaluate_predictions(
+            classes(truth.test_clean),
+            truth.test_clean.labels,
+            attacked=None if attack is None else classes(attack),
+            attack_labels=None if attack is None else attack.labels,
+            original_labels=truth.original_labels,
+            target=truth.target,
+        )
+
+    def monitor(self, model: nn.Module) -> dict[str, float]:
+        """The same on few images, in the training's precision: for curves, not for conclusions."""
+        return self.metrics(model, self.few, precision=self.precision)
+
+    def stage(self, finished: Finished) -> dict[str, Any]:
+        """The record of one stage: metrics, DER against the first model measured, detection, seconds."""
+        entry: dict[str, Any] = {"name": finished.step.name}
+        provides = finished.step.stage.provides
+        if "model" in provides and finished.state.model is not None:
+            entry |= self.metrics(finished.state.model)
+            if self.before is None:
+                self.before = dict(entry)
+            elif "asr" in entry and "asr" in self.before:
+                entry["der"] = defense_effectiveness_rating(
+                    self.before["c_acc"], self.before["asr"], entry["c_acc"], entry["asr"]
+                )
+        detection = self.detection(finished)
+        if detection:
+            entry["detection"] = detection
+        entry["seconds"] = round(finished.seconds, 2)
+        entry["stored"] = finished.hit
+        if finished.step.stage.control:
+            entry["control"] = True
+        return entry
+
+    def detection(self, finished: Finished) -> dict[str, Any]:
+        """Precision, recall, AUROC, ... of what this stage flagged or scored; counts alone if the truth is unknown."""
+        provides, state = finished.step.stage.provides, finished.state
+        flagged = state.groups["suspect"] if "suspect" in provides else None
+        scored = [name for name in state.scores if name in provides]
+        scores = state.scores[scored[-1]] if scored else None
+        if flagged is None and scores is None:
+            return {}
+        if self.truth.poisoned is None:
+            return {} if flagged is None else {"flagged": int(flagged.sum())}
+        return detection_metrics(flagged, scores, self.truth.poisoned)
+
+
+def sampled(truth: Truth, count: int) -> Truth:
+    """At most `count` rows of each test set; the same ones each time."""
+    generator = torch.Generator().manual_seed(0)
+
+    def some(total: int) -> Tensor:
+        return torch.randperm(total, generator=generator)[:count].sort().values
+
+    clean = truth.test_clean.take(some(len(truth.test_clean)))
+    if truth.test_attack is None:
+        return Truth(clean, target=truth.target)
+    rows = some(len(truth.test_attack))
+    original = None if truth.original_labels is None else truth.original_labels[rows]
+    return Truth(clean, truth.test_attack.take(rows), original, target=truth.target)

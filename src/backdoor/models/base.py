@@ -1,0 +1,70 @@
+"""The shape of every classifier: normalisation inside, a penultimate layer, a linear head."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from backdoor.errors import UserError
+
+
+class ImageClassifier(nn.Module):
+    """Images in [0, 1] -> logits.
+
+    Args:
+        backbone: normalised images (B, C, H, W) -> features (B, D).
+        width: D.
+        num_classes: K.
+        mean, std: one value a channel; saved with the weights, so that a checkpoint is whole by itself.
+        resize: side in pixels that images are resized to inside the model (bilinear, antialiased); None = as they are.
+
+    Attributes:
+        foreign_keys: (regular expression, replacement) pairs that turn the parameter names of well-known other code
+            into ours, tried in order by `load_weights`.
+    """
+
+    foreign_keys: ClassVar[tuple[tuple[str, str], ...]] = ()
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        width: int,
+        *,
+        num_classes: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        resize: int | None = None,
+    ) -> None:
+        super().__init__()
+        if len(mean) != len(std) or any(value <= 0 for value in std):
+            raise UserError(f"data.mean={list(mean)}, data.std={list(std)}: expected one mean and one std > 0 a channel")
+        self.backbone, self.head = backbone, nn.Linear(width, num_classes)
+        self.resize = resize
+        self.register_buffer("mean", torch.tensor(list(mean), dtype=torch.float32).view(-1, 1, 1))
+        self.register_buffer("std", torch.tensor(list(std), dtype=torch.float32).view(-1, 1, 1))
+
+    def features(self, images: Tensor) -> Tensor:
+        """float [0, 1] (B, C, H, W) -> penultimate features (B, D)."""
+        if self.resize is not None and images.shape[-1] != self.resize:
+            size = (self.resize, self.resize)
+            images = F.interpolate(images, size=size, mode="bilinear", antialias=True, align_corners=False)
+        return self.backbone((images - self.mean) / self.std)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """float [0, 1] (B, C, H, W) -> logits (B, K)."""
+        return self.head(self.features(images))
+
+
+def kaiming_conv(module: nn.Module) -> None:
+    """Normal weights of variance 2 / (k * k * out) for convolutions, 1 and 0 for BatchNorm (He et al. 2015)."""
+    if isinstance(module, nn.Conv2d):
+        nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    elif isinstance(module, nn.BatchNorm2d):
+        nn.init.ones_(module.weight)
+        nn.init.zeros_(module.bias)

@@ -1,0 +1,34 @@
+"""A plain CNN for quick experiments."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from backdoor.models.base import ImageClassifier, kaiming_conv
+
+
+def small_cnn(
+    *,
+    num_classes: int,
+    in_channels: int = 3,
+    image_size: int = 32,
+    mean: Sequence[float],
+    std: Sequence[float],
+    width: int = 32,
+    resize: int | None = None,
+) -> ImageClassifier:
+    """Three conv-BN-ReLU-pool blocks of `width`, 2 `width` and 4 `width` channels, then global pooling; any image size >= 8."""
+    layers: list[nn.Module] = []
+    channels = in_channels
+    for factor in (1, 2, 4):
+        layers += [
+            nn.Conv2d(channels, factor * width, 3, padding=1, bias=False),
+            nn.BatchNorm2d(factor * width),
+            nn.ReLU(inplace=True),
+            nn.MaxPool2d(2),
+        ]
+        channels = factor * width
+    backbone = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten()).apply(kaiming_conv)
+    return ImageClassifier(backbone, channels, num_classes=num_classes, mean=mean, std=std, resize=resize)

@@ -1,0 +1,6 @@
+"""LightningModules that methods share."""
+
+from backdoor.modules.base import StageModule
+from backdoor.modules.classifier import Classifier
+
+__all__ = ["Classifier", "StageModule"]

@@ -1,0 +1,109 @@
+"""What every LightningModule of a stage has: a model, the defender's state, SGD and a schedule."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD
+from torch.optim.lr_scheduler import LambdaLR
+
+from backdoor.data.loader import Batch
+from backdoor.errors import UserError, suggest
+from backdoor.state import State
+
+SCHEDULES = ("constant", "cosine", "step", "one_cycle")
+
+
+def schedule_factor(
+    name: str, *, steps: int, milestones: Sequence[float], gamma: float, warmup: float
+) -> Callable[[int], float]:
+    """step in [0, steps] -> factor of the learning rate.
+
+    Args:
+        name: `constant`; `cosine` to 0 (Loshchilov and Hutter 2017, equation 5, one period); `step`, times `gamma` at each
+            milestone; `one_cycle`, a linear rise over the share `warmup`, then a linear fall to 0 (Smith and Topin 2018).
+        milestones: shares of the whole in (0, 1), so that a shortened run keeps its shape.
+    """
+    if name not in SCHEDULES:
+        raise UserError(f"schedule={name}: {suggest(name, SCHEDULES)}")
+    total = max(1, steps)
+
+    def factor(step: int) -> float:
+        done = min(step / total, 1.0)
+        if name == "cosine":
+            return 0.5 * (1 + math.cos(math.pi * done))
+        if name == "step":
+            return gamma ** sum(done >= milestone for milestone in milestones)
+        if name == "one_cycle":
+            return done / warmup if done < warmup else (1 - done) / (1 - warmup)
+        return 1.0
+
+    return factor
+
+
+class StageModule(pl.LightningModule):
+    """Base of the modules that a `Fit` stage trains; subclasses write `training_step`.
+
+    Args:
+        model: float [0, 1] images (B, C, H, W) -> logits (B, K).
+        state: all that the defender knows.
+        lr, momentum, nesterov, weight_decay: SGD.
+        schedule, milestones, gamma, warmup: see `schedule_factor`.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        state: State,
+        lr: float,
+        momentum: float = 0.9,
+        nesterov: bool = True,
+        weight_decay: float = 0.0,
+        schedule: str = "constant",
+        milestones: Sequence[float] = (0.5, 0.75),
+        gamma: float = 0.1,
+        warmup: float = 0.3,
+    ) -> None:
+        super().__init__()
+        self.model, self.state = model, state
+        self.lr, self.weight_decay = lr, weight_decay
+        self.momentum, self.nesterov = momentum, nesterov and momentum > 0
+        self.schedule = schedule
+        self.shape = {"milestones": milestones, "gamma": gamma, "warmup": warmup}
+
+    def forward(self, images: Tensor) -> Tensor:
+        """float [0, 1] (B, C, H, W) -> logits (B, K)."""
+        return self.model(images)
+
+    def configure_optimizers(self) -> Any:
+        """SGD, its rate moved after every step."""
+        optimizer = SGD(
+            [parameter for parameter in self.model.parameters() if parameter.requires_grad],
+            lr=self.lr,
+            momentum=self.momentum,
+            nesterov=self.nesterov,
+            weight_decay=self.weight_decay,
+        )
+        steps = int(self.trainer.estimated_stepping_batches)
+        factor = schedule_factor(self.schedule, steps=steps, **self.shape)  # type: ignore[arg-type]
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"},
+        }
+
+    def log_batch(self, loss: Tensor, logits: Tensor, batch: Batch) -> None:
+        """Log `train/loss` and `train/acc`, averaged over the epoch."""
+        accuracy = (logits.detach().argmax(1) == batch.labels).float().mean()
+        self.log_dict(
+            {"train/loss": loss.detach(), "train/acc": accuracy},
+            on_step=False,
+            on_epoch=True,
+            batch_size=len(batch.labels),
+            sync_dist=torch.distributed.is_initialized(),
+        )

@@ -1,0 +1,141 @@
+"""What a run leaves in its folder while it runs and when it ends."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+
+from backdoor.attacks import Poisoned
+from backdoor.attacks.plan import save_npz
+from backdoor.data.sources import DataSet
+from backdoor.errors import UserError
+from backdoor.report.curves import epoch_curves, stage_curves
+from backdoor.report.environment import environment
+from backdoor.report.figures import loss_histogram, trigger_gallery
+from backdoor.stages import Finished
+from backdoor.state import Split, State
+from backdoor.store import Store, write_json
+
+SCHEMA = 1
+GALLERY = 8
+
+
+class Record:
+    """The run's folder: status, config, environment, results, weights, isolated rows, figures."""
+
+    def __init__(self, folder: Path, config: dict[str, Any]) -> None:
+        self.folder, self.config = folder, config
+        self.stages: list[dict[str, Any]] = []
+        self.history: list[dict[str, Any]] = []
+        self.figures: list[Path] = []
+        self.victim = "none"
+        try:
+            for part in (folder, folder / "weights", folder / "figures"):
+                part.mkdir(parents=True, exist_ok=True)
+            self.status("running")
+            (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+            write_json(folder / "environment.json", environment())
+        except OSError as error:
+            raise UserError(f"hydra.run.dir={folder}: cannot be written ({error.strerror})") from None
+
+    def status(self, state: str, error: str | None = None) -> None:
+        """Write status.json: `state` is running, done or failed."""
+        status = {"state": state, "victim": self.victim}
+        write_json(self.folder / "status.json", status | ({"error": error} if error else {}))
+
+    def stage(self, finished: Finished, entry: dict[str, Any], store: Store, key: str) -> None:
+        """Add a stage's row and keep its weights and isolated rows."""
+        self.stages.append(entry)
+        self.history += finished.history
+        name = finished.step.name
+        weights = store.folder("victim" if name == "victim" else "stage", key) / "model.safetensors"
+        if weights.exists():
+            copy_or_link(weights, self.folder / "weights" / f"{name}.safetensors")
+        if "suspect" in finished.step.stage.provides:
+            save_isolated(finished.state, self.folder / f"{name}.npz")
+
+    def draw(self, poisoned: Poisoned, clean_test: Split, data: DataSet) -> None:
+        """The gallery: the same test images without and with the trigger."""
+        attack = poisoned.truth.test_attack
+        original = poisoned.truth.original_labels
+        if attack is None or original is None or not torch.isin(attack.index, clean_test.index).all():
+            return
+        rows = torch.linspace(0, len(attack) - 1, min(GALLERY, len(attack))).long()
+        shown = attack.take(rows)
+        where = torch.searchsorted(clean_test.index, shown.index)
+        path = self.folder / "figures" / "trigger.png"
+        trigger_gallery(
+            clean_test.images[where],
+            shown.images,
+            path,
+            labels=original[rows],
+            targets=shown.labels,
+            classes=data.classes,
+        )
+        self.figures.append(path)
+
+    def draw_scores(self, finished: Finished, poisoned: torch.Tensor | None) -> None:
+        """A histogram of each score that the stage gave."""
+        for name in finished.state.scores:
+            if name in finished.step.stage.provides:
+                path = self.folder / "figures" / f"{finished.step.name}_{name}.png"
+                flagged = finished.state.groups.get("suspect")
+                values = finished.state.scores[name]
+                title = f"{finished.step.name}: {name.replace('_', ' ')} of the training rows"
+                loss_histogram(values, poisoned, flagged, path, title)
+                self.figures.append(path)
+
+    def finish(self) -> dict[str, Any]:
+        """Draw the curves, write result.json and close the status."""
+        if any("c_acc" in stage for stage in self.stages):
+            self.figures.append(stage_curves(self.stages, self.folder / "figures" / "stages.png"))
+        if self.history:
+            self.figures.append(epoch_curves(self.history, self.folder / "figures" / "epochs.png"))
+        shown = [stage for stage in self.stages if not stage.get("control")]
+        final = {name: value for name, value in shown[-1].items() if name not in ("name", "seconds", "stored")}
+        result = {
+            "schema": SCHEMA,
+            "data": self.config["data"]["name"],
+            "attack": self.config["attack"]["name"],
+            "defense": self.config["defense"]["name"],
+            "model": self.config["model"]["_target_"].rsplit(".", 1)[-1],
+            "seed": self.config["seed"],
+            "stages": self.stages,
+            "final": final,
+        }
+        write_json(self.folder / "result.json", result)
+        self.status("done")
+        return result
+
+
+def save_isolated(state: State, path: Path) -> None:
+    """npz of the suspect rows: index, score, and images and labels, so that unlearning needs nothing else."""
+    rows = state.groups["suspect"].nonzero().flatten()
+    split = state.train.take(rows)
+    arrays: dict[str, np.ndarray] = {
+        "index": split.index.numpy(),
+        "images": split.images.numpy(),
+        "labels": split.labels.numpy(),
+    }
+    if state.scores:
+        arrays["score"] = list(state.scores.values())[-1][rows].numpy()
+    save_npz(path, **arrays)
+
+
+def copy_or_link(source: Path, target: Path) -> None:
+    """A hard link where the file system allows it, so that weights are not stored twice."""
+    temporary = target.with_name(target.name + ".tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(source, temporary)
+    except OSError:
+        shutil.copyfile(source, temporary)
+    os.replace(temporary, target)
+
+

@@ -1,0 +1,115 @@
+"""The stage that trains: victims, isolation, fine-tuning and unlearning are all `Fit`."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from backdoor.context import RunContext
+from backdoor.errors import UserError, suggest
+from backdoor.stages.base import Outcome
+from backdoor.state import Split, State
+
+MODELS = ("fresh", "current")
+TRAINED_ON = ("all", "kept", "suspect", "reserved")
+
+
+@runtime_checkable
+class Contributor(Protocol):
+    """A callback that finds something and hands it on."""
+
+    provides: Sequence[str]
+
+    def contribute(self, state: State) -> State:
+        """The state with the findings in it."""
+        ...
+
+
+class Fit:
+    """Train a model on some of the rows.
+
+    Args:
+        module: `module(model=..., state=...)` -> LightningModule with the attribute `model`.
+        model: `fresh` starts from an untrained model, `current` from a copy of the state's.
+        rows: which rows are trained on: `all`, `kept` (not suspect), `suspect`, or the `reserved` split.
+        epochs: passes over those rows.
+        steps: if given, stop after so many optimiser steps.
+        batch_size, augment, drop_last: the loader's.
+        callbacks: name -> partial of a callback; a `Contributor` hands its findings on to the state.
+        requires: what the module reads of the state besides.
+        control, enabled: see `Stage`.
+    """
+
+    def __init__(
+        self,
+        *,
+        module: Callable[..., pl.LightningModule],
+        model: str = "fresh",
+        rows: str = "all",
+        epochs: int,
+        steps: int | None = None,
+        batch_size: int = 128,
+        augment: str = "none",
+        drop_last: bool = False,
+        callbacks: Mapping[str, Callable[[], pl.Callback]] | None = None,
+        requires: Sequence[str] = (),
+        control: bool = False,
+        enabled: bool = True,
+    ) -> None:
+        for setting, value, choices in (("model", model, MODELS), ("rows", rows, TRAINED_ON)):
+            if value not in choices:
+                raise UserError(f"{setting}={value}: {suggest(str(value), choices)}")
+        for setting, number in (("epochs", epochs), ("batch_size", batch_size), ("steps", steps or 1)):
+            if number < 1:
+                raise UserError(f"{setting}={number}: expected at least 1")
+        self.module, self.model, self.rows = module, model, rows
+        self.epochs, self.steps = epochs, steps
+        self.loader = {"batch_size": batch_size, "augment": augment, "drop_last": drop_last}
+        self.callbacks = [make() for make in (callbacks or {}).values()]
+        needs = {"current": {"model"}}.get(model, set()) | {"kept": {"suspect"}, "all": set()}.get(rows, {rows})
+        self.requires = frozenset(needs | set(requires))
+        found = [name for part in self.callbacks if isinstance(part, Contributor) for name in part.provides]
+        self.provides = frozenset({"model", *found})
+        self.control, self.enabled = control, enabled
+
+    def run(self, state: State, context: RunContext, *, name: str, work: Path) -> Outcome:
+        """Train and return the state with the trained model and the callbacks' findings."""
+        model = context.make_model() if self.model == "fresh" else copy.deepcopy(state.model)
+        assert model is not None  # the pipeline checked `requires`
+        train, rows = self.select(state, name)
+        module = self.module(model=model, state=state)
+        history = context.fit(
+            module,
+            train,
+            rows=rows,
+            name=name,
+            work=work,
+            epochs=self.epochs,
+            steps=self.steps,
+            callbacks=self.callbacks,
+            **self.loader,
+        )
+        result = State(**{**state.__dict__, "model": model})
+        for callback in self.callbacks:
+            if isinstance(callback, Contributor):
+                result = callback.contribute(result)
+        return Outcome(result, history)
+
+    def select(self, state: State, name: str) -> tuple[Split, Tensor | None]:
+        """The split and the rows of it that are trained on."""
+        if self.rows == "reserved":
+            assert state.reserved is not None
+            return state.reserved, None
+        if self.rows == "all":
+            return state.train, None
+        suspect = state.groups["suspect"]
+        rows = (suspect if self.rows == "suspect" else ~suspect).nonzero().flatten()
+        if len(rows) == 0:
+            raise UserError(f"stage {name}: no row to train on (rows={self.rows}, {int(suspect.sum())} rows are suspect)")
+        return state.train, rows.to(torch.int64)

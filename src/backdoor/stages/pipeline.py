@@ -1,0 +1,114 @@
+"""Runs a chain of stages: checked before anything trains, each stage an artifact of its own."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from backdoor.context import RunContext
+from backdoor.errors import UserError
+from backdoor.stages.artifact import load_outcome, save_outcome
+from backdoor.stages.base import Outcome, Stage
+from backdoor.state import State
+from backdoor.store import Store, fingerprint
+
+
+@dataclass(frozen=True)
+class Step:
+    """A stage, its name and the resolved config that it was made from (for its key)."""
+
+    name: str
+    stage: Stage
+    config: Any
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A stage that has run, as the evaluator gets it."""
+
+    step: Step
+    state: State
+    key: str
+    hit: bool
+    seconds: float
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+
+def check_chain(steps: list[Step], has: set[str], what: str) -> None:
+    """Raises UserError if a stage needs what neither the inputs nor an earlier stage provide."""
+    known = set(has)
+    for step in steps:
+        missing = sorted(step.stage.requires - known)
+        if missing:
+            hint = {
+                "reserved": "set reserved, for instance reserved=0.05",
+                "suspect": "an earlier stage must flag rows, or attack.isolated must name an isolation",
+                "model": "an earlier stage must train one; victim=true trains the victim",
+            }
+            raise UserError(
+                f"{what}: stage {step.name} needs {', '.join(missing)}, which nothing before it provides; "
+                + "; ".join(hint.get(name, f"add a stage that provides {name}") for name in missing)
+            )
+        if not step.stage.control:
+            known |= step.stage.provides
+
+
+class Pipeline:
+    """Runs stages over a state, fetching each one's outcome from the store if it is there.
+
+    A stage's key is its config, the run's seed, model and hardware, and the keys of just those inputs that it
+    requires. So a chain that does not look at the victim is shared by runs whose victims differ, and two defenses
+    that begin alike share their beginning.
+
+    Args:
+        keys: name of an input (`train`, `model`, ...) -> digest.
+        common: JSON-able, part of every key.
+    """
+
+    def __init__(self, store: Store, context: RunContext, *, keys: Mapping[str, str], common: Any) -> None:
+        self.store, self.context, self.common = store, context, common
+        self.keys = dict(keys)
+
+    def key(self, step: Step) -> str:
+        """The artifact key of a stage, given what ran before."""
+        inputs = {name: self.keys[name] for name in sorted({"train", *step.stage.requires})}
+        return fingerprint({"stage": step.config, "inputs": inputs, "common": self.common})
+
+    def run(self, state: State, steps: list[Step], report: Callable[[Finished], None]) -> State:
+        """Run the chain, reporting each stage as it ends.
+
+        Raises:
+            UserError: a need that is not met, before any stage runs.
+        """
+        has = {name for name in self.keys if state.has(name)}
+        check_chain(steps, has, "defense")
+        for step in steps:
+            finished = self.fetch(state, step)
+            report(finished)
+            if not step.stage.control:
+                state = finished.state
+        return state
+
+    def fetch(self, state: State, step: Step) -> Finished:
+        """One stage: from the store, or run and stored."""
+        key, started = self.key(step), time.perf_counter()
+
+        def make(work: Path) -> None:
+            begun = time.perf_counter()
+            outcome = step.stage.run(state, self.context, name=step.name, work=work)
+            save_outcome(outcome, step.stage.provides, work, seconds=time.perf_counter() - begun)
+
+        def load(folder: Path) -> tuple[Outcome, float]:
+            return load_outcome(state, folder, self.context, step.stage.provides)
+
+        kind = "victim" if step.name == "victim" else "stage"
+        (outcome, seconds), hit = self.store.fetch(
+            kind, key, make=make, load=load, describe={"stage": step.config, "common": self.common}
+        )
+        if not step.stage.control:
+            self.keys.update(dict.fromkeys(step.stage.provides, key))
+        spent = seconds if hit else time.perf_counter() - started
+        return Finished(step, outcome.state, key, hit, spent, outcome.history)

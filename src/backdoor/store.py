@@ -1,0 +1,109 @@
+"""Artifacts addressed by content: nothing is made twice, nothing half-made counts, killed work goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from filelock import FileLock, Timeout
+
+from backdoor.errors import UserError
+
+FORMAT = 1  # part of every key: raise it when what a stage computes changes
+WAIT_NOTICE_S = 2.0
+META = "artifact.json"
+
+T = TypeVar("T")
+
+
+def fingerprint(value: Any) -> str:
+    """Hex digest (20 digits) of a JSON-able value; the order of keys does not matter."""
+    text = json.dumps([FORMAT, value], sort_keys=True, separators=(",", ":"))
+    return hashlib.blake2b(text.encode(), digest_size=10).hexdigest()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON atomically: readers see the old file or the new one, never half of it."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(value, indent=2) + "\n")
+    os.replace(temporary, path)
+
+
+class Store:
+    """A folder of finished artifacts, `<root>/<kind>/<key>/`.
+
+    What is being made lies in `<key>.part/`, which survives a kill, so that its maker can go on from what it finds
+    there; a rename makes it count. A file lock lets one process make it while others wait and then reuse; the
+    operating system frees the lock of a process that dies.
+
+    Args:
+        root: a folder, created if missing; may be shared by many processes.
+        say: called with one line when this process has to wait.
+    """
+
+    def __init__(self, root: Path, say: Callable[[str], None] = lambda line: None) -> None:
+        self.root, self.say = root, say
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            probe = root / f".writable-{os.getpid()}"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise UserError(f"store.dir={root}: expected a writable folder ({error.strerror})") from None
+
+    def folder(self, kind: str, key: str) -> Path:
+        """Where the finished artifact lies or will lie."""
+        return self.root / kind / key
+
+    def has(self, kind: str, key: str) -> bool:
+        """Whether it is finished."""
+        return (self.folder(kind, key) / META).exists()
+
+    def fetch(
+        self,
+        kind: str,
+        key: str,
+        *,
+        make: Callable[[Path], None],
+        load: Callable[[Path], T],
+        describe: Any = None,
+    ) -> tuple[T, bool]:
+        """The loaded artifact, and True if it was there already.
+
+        Args:
+            make: fills the folder that it is given; what an earlier, killed call left is still in it.
+            load: reads the finished folder. Files that it cannot read (ValueError, OSError, KeyError, UserError)
+                are thrown away and made again.
+            describe: JSON-able, kept beside the artifact for whoever looks.
+        """
+        final = self.folder(kind, key)
+        final.parent.mkdir(parents=True, exist_ok=True)
+        with self.lock(final):
+            if self.has(kind, key):
+                try:
+                    return load(final), True
+                except (ValueError, OSError, KeyError, UserError) as error:
+                    self.say(f"stored {kind} {key} cannot be read ({error}); it is made again")
+                    shutil.rmtree(final)
+            part = final.with_name(key + ".part")
+            part.mkdir(exist_ok=True)
+            make(part)
+            write_json(part / META, {"kind": kind, "key": key, "format": FORMAT, "of": describe})
+            shutil.rmtree(final, ignore_errors=True)
+            os.replace(part, final)
+            return load(final), False
+
+    def lock(self, final: Path) -> FileLock:
+        """The artifact's lock, acquired by `with`; says so if another process holds it."""
+        lock = FileLock(final.with_name(final.name + ".lock"))
+        try:
+            lock.acquire(timeout=WAIT_NOTICE_S)
+            lock.release()
+        except Timeout:
+            self.say(f"another process is making {final.parent.name} {final.name}: waiting to reuse it")
+        return lock

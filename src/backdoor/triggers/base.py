@@ -1,0 +1,163 @@
+"""The trigger protocol: subclasses paint in floating point, the base rounds once at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import deepcopy
+from typing import Any, Self, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from backdoor.errors import UserError
+from backdoor.triggers.settings import one_of
+
+Shape = tuple[int, int, int]
+T = TypeVar("T")
+
+# Elements painted at once: on a CPU the float copies stay in the cache, elsewhere memory stays bounded.
+CPU_CHUNK = 1 << 19
+DEVICE_CHUNK = 1 << 27
+
+
+class Trigger(nn.Module):
+    """A deterministic change of a batch of images, out of place.
+
+    Subclasses write `paint`, on float32 levels from 0 to 255, without clamping or rounding: composed
+    triggers are then clamped and rounded once, like a real file that was written once.
+
+    Args:
+        rounding: ``round`` is floor(v + 0.5); ``trunc`` drops the fraction, as the reference codes
+            of ABL and D-BR do by casting to uint8.
+        overflow: ``clip`` saturates at 0 and 255; ``wrap`` counts modulo 256, which is what the
+            reference Trojan trigger does on x86 when it casts.
+        quantize: whether float images, too, end on the 256 levels of a file.
+    """
+
+    def __init__(self, *, rounding: str = "round", overflow: str = "clip", quantize: bool = False) -> None:
+        super().__init__()
+        self.rounding = one_of("rounding", rounding, ("round", "trunc"))
+        self.overflow = one_of("overflow", overflow, ("clip", "wrap"))
+        self.quantize = bool(quantize)
+        self._cache: dict[tuple[tuple[int, ...], torch.device], Any] = {}
+
+    def paint(self, x: Tensor, index: Tensor | None) -> Tensor:
+        """The triggered levels: float32 (B, C, H, W), 0..255 in, any range out; never in place."""
+        raise NotImplementedError
+
+    def at_test(self) -> Trigger:
+        """The trigger the attacker uses at test time: this one, unless a setting `test_*` differs."""
+        return self
+
+    def forward(self, images: Tensor, index: Tensor | None = None) -> Tensor:
+        """Stamp a batch.
+
+        Args:
+            images: (B, C, H, W), uint8 or floating point in [0, 1]; B may be 0.
+            index: int64 (B,), rows in the original set, for triggers that differ between images.
+
+        Returns:
+            Triggered images of the same shape, dtype and device. Pixels which the trigger leaves
+            alone are bit-identical (float images with `quantize` excepted).
+
+        Raises:
+            ValueError: for another shape or dtype.
+            UserError: if the trigger does not fit the images.
+        """
+        if images.ndim != 4 or not (images.dtype == torch.uint8 or images.is_floating_point()):
+            raise ValueError(
+                f"images: expected uint8 or float (B, C, H, W), got {images.dtype} {tuple(images.shape)}"
+            )
+        if index is not None and index.shape != images.shape[:1]:
+            raise ValueError(f"index: expected ({len(images)},), got {tuple(index.shape)}")
+        return self.stamp(images, index)
+
+    def check(self, shape: Shape) -> None:
+        """Try the trigger on one black image.
+
+        Args:
+            shape: (C, H, W) of the images it is meant for.
+
+        Raises:
+            UserError: if it does not fit, for instance because it is larger than the image.
+        """
+        if len(shape) != 3 or min(shape) < 1:
+            raise UserError(f"attack.trigger: expected images (C, H, W) of at least 1 pixel, got {shape}")
+        self(torch.zeros(1, *shape, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64))
+
+    def stamp(self, images: Tensor, index: Tensor | None) -> Tensor:
+        """`forward` after its checks; uint8 images go through `paint` in cache-sized chunks."""
+        chunk = CPU_CHUNK if images.device.type == "cpu" else DEVICE_CHUNK
+        step = max(1, chunk // max(1, images[0:1].numel()))
+        if images.dtype != torch.uint8 or len(images) <= step:
+            levels = to_levels(images)
+            return self.finish(self.paint(levels, index), levels, images)
+        out = torch.empty_like(images)
+        for start in range(0, len(images), step):
+            rows = slice(start, start + step)
+            out[rows] = self.stamp(images[rows], None if index is None else index[rows])
+        return out
+
+    def finish(self, painted: Tensor, levels: Tensor, images: Tensor) -> Tensor:
+        """Clamp (or wrap) and round painted levels, back to the dtype and scale of `images`.
+
+        `levels` are the unpainted ones: where nothing changed, float pixels are handed on bit by bit
+        instead of going through * 255 / 255.
+        """
+        if images.dtype == torch.uint8:
+            # By way of int16, which torch casts with vector instructions: four times as fast on a CPU.
+            return self._round(painted).to(torch.int16).to(torch.uint8)
+        if self.quantize:
+            return (self._round(painted).floor() / 255).to(images.dtype)
+        inside = painted.remainder(256) if self.overflow == "wrap" else painted
+        scaled = (inside.clamp(0, 255) / 255).to(images.dtype)
+        return torch.where(painted == levels, images, scaled)
+
+    def _round(self, painted: Tensor) -> Tensor:
+        """Levels in [0, 256) whose whole part is the result: the cast to uint8 drops the rest."""
+        half = 0.5 if self.rounding == "round" else 0.0
+        if self.overflow == "wrap":
+            return (painted + half).floor().remainder(256) if half else painted.trunc().remainder(256)
+        return painted.clamp(0, 255).add_(half) if half else painted.clamp(0, 255)
+
+    def _cached(self, images: Tensor, make: Callable[[], T]) -> T:
+        """What `make` returns, made once for each shape (C, H, W) and device of `images`."""
+        key = (tuple(images.shape[1:]), images.device)
+        if key not in self._cache:
+            self._cache[key] = make()
+        return self._cache[key]
+
+    def _changed(self, **settings: Any) -> Self:
+        """A copy with other attribute values and nothing cached."""
+        other = deepcopy(self)
+        other._cache.clear()
+        for name, value in settings.items():
+            setattr(other, name, value)
+        return other
+
+
+def to_levels(images: Tensor) -> Tensor:
+    """uint8 or [0, 1] images as float32 levels 0..255, always a new tensor."""
+    return images.float() if images.dtype == torch.uint8 else images.float() * 255
+
+
+def shape_of(images: Tensor) -> Shape:
+    """(C, H, W) of a batch (B, C, H, W)."""
+    _, channels, height, width = images.shape
+    return channels, height, width
+
+
+def fit_channels(pattern: Tensor, channels: int) -> Tensor:
+    """A (1|3, h, w) pattern for images of `channels`; RGB becomes its grey mean on 1-channel images.
+
+    Raises:
+        UserError: if an RGB pattern meets images of neither 1 nor 3 channels.
+    """
+    if len(pattern) in (1, channels):
+        return pattern
+    if channels == 1:
+        return pattern.mean(0, keepdim=True)
+    raise UserError(
+        f"attack.trigger: expected images of 1 or {len(pattern)} channels for a pattern of {len(pattern)},"
+        f" got {channels}; choose a one-channel pattern"
+    )

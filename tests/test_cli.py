@@ -1,0 +1,329 @@
+"""The command line as a user meets it: real processes, exit status and what is printed."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from backdoor import cli_check, cli_errors
+from backdoor.confdir import conf_dir
+from backdoor.errors import UserError
+from backdoor.list import groups
+
+SRC = Path(__file__).parents[1] / "src"
+
+CONF = {
+    "config.yaml": """# primary
+defaults: [{data: digits}, {attack: badnets}, {defense: abl}, _self_]
+seed: 0
+copy: ${attack.ratio}
+""",
+    "attack/badnets.yaml": "# Patch.\nratio: 0.1\ntarget: 0\n",
+    "attack/sig.yaml": "# Sinusoid.\ndefaults: [{/trigger: patch}]\nratio: 0.1\ndelta: 20\n",
+    "attack/broken.yaml": "# Not YAML.\nratio: [0.1\n",
+    "attack/_part.yaml": "# Not a choice.\nratio: 0.1\n",
+    "attack/parts/deep.yaml": "# Not a choice either.\nratio: 0.1\n",
+    "trigger/patch.yaml": "# @package _here_\n# A square.\nsize: 3\n",
+    "defense/abl.yaml": "# ABL.\nstages: {isolate: {epochs: 20}, unlearn: {epochs: 5, lr: 0.1}}\n",
+    "data/digits.yaml": "# Digits.\nsize: 32\n",
+    "data/folder.yaml": "# Your own.\nroot: ???\nsize: 32\n",
+}
+
+# The experiment's place is taken by a few lines, so that only the command line is under test.
+PROGRAM = """
+import sys, types
+experiment = types.ModuleType("backdoor.experiment")
+def run(cfg):
+{body}
+experiment.run = run
+sys.modules["backdoor.experiment"] = experiment
+from backdoor.cli import main
+main()
+"""
+
+
+@pytest.fixture
+def conf(tmp_path: Path) -> Path:
+    for name, text in CONF.items():
+        path = tmp_path / "conf" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return tmp_path / "conf"
+
+
+def python(*args: str, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
+    full = {**os.environ, "PYTHONPATH": str(SRC), **env}
+    if "HYDRA_FULL_ERROR" not in env:
+        full.pop("HYDRA_FULL_ERROR", None)
+    return subprocess.run(
+        [sys.executable, *args], capture_output=True, text=True, env=full, cwd=cwd, timeout=60
+    )
+
+
+def backdoor(conf: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return python("-m", "backdoor", "--config-path", str(conf), *words, cwd=conf.parent)
+
+
+def program(conf: Path, body: str, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
+    code = PROGRAM.format(body="\n".join("    " + line for line in body.splitlines()))
+    return python("-c", code, "--config-path", str(conf), *words, cwd=conf.parent, **env)
+
+
+MISTAKES = {
+    "attack=badnet": "attack=badnet: no such attack; did you mean 'badnets'? Choices: badnets, broken, sig",
+    "atack=badnets": "atack: no such option; did you mean 'attack'",
+    "attack.ratoi=0.1": "no such option 'ratoi' in 'attack'; did you mean 'ratio'? Choices: ratio, target",
+    "ratio=0.1": "ratio: no such option; did you mean 'attack.ratio'?",
+    "defense.stages.unlearn.epohcs=3": "'epohcs' in 'defense.stages.unlearn'; did you mean 'epochs'?",
+    "defense.stages.unlern.lr=3": "no such option 'unlern' in 'defense.stages'; did you mean 'unlearn'?",
+    "~defense.stages.unlern": "defense.stages.unlern: no such option 'unlern' in 'defense.stages'; did",
+    "seed.x=3": "seed.x: 'seed' is a single value",
+    "hydra.run.dri=x": "hydra.run.dri: no such option 'dri' in 'hydra.run'; did you mean 'dir'?",
+    "hydra/laucher=basic": "hydra/laucher: no such option; did you mean 'hydra/launcher'",
+    "attack=badnets,sig": "attack=badnets,sig: several values; add -m to run each of them",
+    "attack": "attack: not an override; expected key=value",
+    "attack.ratio=(a": "attack.ratio=(a: cannot be read; expected key=value",
+    "+attack.ratio=2": "+attack.ratio: it is there already; write attack.ratio=VALUE",
+    "+attack=sig": "+attack: it is there already; write attack=VALUE",
+    "trigger=patch": "trigger: this config has no place for a choice of trigger; write +trigger=NAME",
+    "attack=sig trigger=patch": "trigger: did you mean trigger@attack.trigger=VALUE?",
+    "attack=broken": "attack/broken.yaml, line ",
+    "data=folder": "data.root: required, and no value was given; add data.root=VALUE",
+    "seed=${attack.x}": "seed: cannot be resolved: Interpolation key 'attack.x' not found",
+    "hydra.run.dir=conf/config.yaml/x": "hydra.run.dir: cannot write 'conf/config.yaml/x' (Not a directory)",
+    "--attack=badnets": "--attack=badnets: no such flag; options are written without dashes (attack=badnets)",
+    "--config-name=conifg": "--config-name=conifg: no such config; did you mean 'config'?",
+    "--config-dir=nowhere": "--config-dir=nowhere: no such folder",
+    "--cfg": "argument --cfg/-c: expected one argument",
+    "--experimental-rerun=x": "--experimental-rerun: not supported",
+    # In a sweep, the bad value stands in a late job.
+    "-m attack=badnets,sgi": "attack=sgi: no such attack; did you mean 'sig'?",
+    "-m seed=1,2 data=digits,folder": "data.root: required",
+    "-m attack=sig,badnets attack.delta=1": "attack.delta: no such option 'delta' in 'attack'",
+    "attack=sig,badnets -m seed=0,${attack.delta}": "seed: cannot be resolved",
+}
+
+
+@pytest.mark.parametrize("words", MISTAKES)
+def test_a_mistake_gets_one_line_before_anything_runs(conf: Path, words: str) -> None:
+    done = program(conf, "open('ran', 'w')", *words.split())
+    lines = done.stderr.splitlines()
+    assert done.returncode == 2
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("error: ")
+    assert MISTAKES[words] in lines[0]
+    assert not (conf.parent / "ran").exists()
+
+
+def test_a_good_command_runs_every_job_of_a_sweep(conf: Path) -> None:
+    body = "open('ran', 'a').write(f'{cfg.seed}{cfg.attack.ratio} ')"
+    done = program(conf, body, "seed=1,2", "-m", "attack=badnets,sig", "attack.ratio=0.5")
+    assert done.returncode == 0, done.stderr
+    assert (conf.parent / "ran").read_text() == "10.5 10.5 20.5 20.5 "
+
+
+def test_a_folder_of_ones_own_adds_choices(conf: Path) -> None:
+    (conf.parent / "own" / "attack").mkdir(parents=True)
+    (conf.parent / "own" / "attack" / "mine.yaml").write_text("# Mine.\nsecret: 7\n")
+    words = ("--config-dir", "own", "copy=0")
+    done = program(conf, "print(cfg.attack.secret)", *words, "attack=mine")
+    assert (done.returncode, done.stdout) == (0, "7\n")
+    wrong = program(conf, "pass", *words, "attack=mine", "attack.secert=1")
+    assert "did you mean 'secret'?" in wrong.stderr
+    assert program(conf, "pass", *words, "-m", "attack=mine,badnets").returncode == 0
+
+
+FULL = "the disk is full; free some space"
+RAISED = {
+    "from backdoor.errors import UserError\nraise UserError('attack.ratio: expected\\n[0, 1]')": (
+        2,
+        "error: attack.ratio: expected [0, 1]",
+    ),
+    "open('/dev/full', 'w', buffering=1).write('x\\n')": (2, FULL),
+    "raise RuntimeError('I/O error: No space left on device (os error 28)')": (2, FULL),
+    "open('/nowhere/file').read()": (1, "FileNotFoundError: [Errno 2] No such file or directory"),
+    "1 / 0": (1, "ZeroDivisionError: division by zero"),
+    "cfg.attack.typo": (1, "ConfigAttributeError: Key 'typo' is not in struct"),
+    "raise KeyboardInterrupt": (130, "interrupted"),
+    "try:\n    raise KeyboardInterrupt\nexcept KeyboardInterrupt:\n    sys.exit(1)": (130, ""),
+    "sys.exit(7)": (7, ""),
+}
+
+
+@pytest.mark.parametrize("body", RAISED)
+def test_what_an_experiment_raises(conf: Path, body: str) -> None:
+    status, said = RAISED[body]
+    done = program(conf, body)
+    assert done.returncode == status
+    assert said in done.stderr
+    assert ("Traceback" in done.stderr) == (status == 1)
+
+
+def test_every_failing_job_of_a_sweep_is_told_and_the_others_run(conf: Path) -> None:
+    body = "open('ran', 'a').write(str(cfg.seed))\nif cfg.seed != 2: raise UserError(f'seed: bad {cfg.seed}')"
+    done = program(conf, "from backdoor.errors import UserError\n" + body, "-m", "seed=1,2,3")
+    assert done.returncode == 2
+    assert (conf.parent / "ran").read_text() == "123"
+    assert "job 0 failed: seed: bad 1" in done.stderr
+    assert "job 2 failed: seed: bad 3" in done.stderr
+    assert done.stderr.splitlines()[-1] == "error: seed: bad 1"
+
+
+def test_full_error_asks_for_the_traceback(conf: Path) -> None:
+    body = "from backdoor.errors import UserError\nraise UserError('seed: bad')"
+    done = program(conf, body, HYDRA_FULL_ERROR="1")
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT])
+def test_ctrl_c_while_it_runs(conf: Path, stop: signal.Signals) -> None:
+    code = PROGRAM.format(body="    import time\n    print('up', flush=True)\n    time.sleep(30)")
+    job = subprocess.Popen(
+        [sys.executable, "-c", code, "--config-path", str(conf)],
+        cwd=conf.parent,
+        env={**os.environ, "PYTHONPATH": str(SRC)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert job.stdout is not None
+    assert job.stdout.readline() == "up\n"
+    job.send_signal(stop)
+    _, said = job.communicate(timeout=20)
+    assert (job.returncode, said) == (130, "interrupted\n")
+
+
+def test_errors_inside_instantiate() -> None:
+    """Hydra wraps whatever a constructor raises; only the user's part of it becomes a line."""
+
+    def explained(text: str) -> str | None:
+        try:
+            instantiate(OmegaConf.create(text), _convert_="all")
+        except Exception as error:
+            return cli_errors.explain(error)
+        raise AssertionError("nothing was raised")
+
+    wrong_argument = explained("attack: {_target_: backdoor.errors.suggest, word: a, choises: [b]}")
+    assert wrong_argument is not None
+    assert wrong_argument.startswith("attack: suggest() got an unexpected keyword argument 'choises'")
+    missing = explained("attack: {_target_: backdoor.errors.sugest}")
+    assert missing is not None
+    assert missing.startswith("attack._target_: Error locating target 'backdoor.errors.sugest'")
+    # A bug inside the callee: sorted() over a number.
+    assert explained("attack: {_target_: backdoor.errors.suggest, word: a, choices: 3}") is None
+    # A user's mistake inside the callee.
+    command_line = "{_target_: backdoor.cli_check.read_command, argv: ['--attack=badnets']}"
+    assert str(explained(command_line)).startswith("--attack=badnets: no such flag")
+
+
+def test_a_read_only_disk_is_told() -> None:
+    error = OSError(errno.EROFS, os.strerror(errno.EROFS), "/mnt/out")
+    line = cli_errors.explain(error)
+    assert line is not None
+    assert line.startswith("'/mnt/out': Read-only file system; hydra.run.dir and store.dir must be writable")
+
+
+def test_expand_is_the_product_in_the_order_hydra_runs_it() -> None:
+    jobs = list(cli_check.expand(["a=1,2", "b=[1,2]", "c=choice(x,y)", "d='p,q'"]))
+    assert jobs == [[f"a={a}", "b=[1,2]", f"c={c}", "d='p,q'"] for a in (1, 2) for c in "xy"]
+
+
+def test_check_config_names_every_missing_key_and_nested_references() -> None:
+    with pytest.raises(UserError, match=r"^a\.b: required.*\(and so are c\[0\]\.d\)$"):
+        cli_check.check_config(OmegaConf.create({"a": {"b": "???"}, "c": [{"d": "???"}]}))
+    with pytest.raises(UserError, match=r"^a\[1\]\.b: cannot be resolved"):
+        cli_check.check_config(OmegaConf.create({"a": [1, {"b": "${nope}"}]}))
+    cli_check.check_config(OmegaConf.create({"a": {"b": "${c}"}, "c": 1, "n": None}))
+
+
+@pytest.mark.parametrize(
+    ("module", "call", "words"),
+    [
+        ("backdoor.cli", "run_command", ["--help"]),
+        ("backdoor.cli", "run_command", ["attack.ratoi=0.1"]),
+        ("backdoor.cli", "run_command", ["--cfg", "job"]),
+        ("backdoor.list", "main", []),
+    ],
+)
+def test_answers_at_once_and_without_torch(module: str, call: str, words: list[str]) -> None:
+    """On the project's own conf/. The best of three, for the machine may be busy."""
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        # --help leaves through sys.exit, so the check has to come at exit too.
+        code = "import atexit, sys; atexit.register(lambda: print('torch' in sys.modules))"
+        done = python("-c", f"{code}; from {module} import {call}; sys.argv[1:] = {words!r}; {call}()")
+        seconds.append(time.perf_counter() - start)
+        assert done.stdout.splitlines()[-1] == "False", done.stderr
+    assert min(seconds) < 2
+
+
+def test_help_says_what_to_type() -> None:
+    done = python("-m", "backdoor", "--help")
+    assert done.returncode == 0, done.stderr
+    for text in (
+        "python -m backdoor attack=badnets defense=abl",
+        "-m attack=",
+        "badnets",
+        "seed=",
+        "--cfg job",
+    ):
+        assert text in done.stdout
+
+
+def test_options_that_help_names_are_there(tmp_path: Path) -> None:
+    shown = python("-m", "backdoor", "--help").stdout.partition("== Options")[2].partition("\n== ")[0]
+    examples = [
+        line.partition("   ")[0].replace("PATH", str(tmp_path)) for line in shown.splitlines()[1:] if line
+    ]
+    assert len(examples) >= 6
+    for example in examples:
+        done = python("-m", "backdoor", *example.split(), "--cfg", "job", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+
+
+def test_version() -> None:
+    done = python("-m", "backdoor", "--version")
+    assert (done.returncode, done.stdout.split()[0]) == (0, "backdoor")
+
+
+def test_list_reads_first_comment_lines_and_hides_parts(conf: Path) -> None:
+    assert groups(conf) == {
+        "attack": {"badnets": "Patch.", "broken": "Not YAML.", "sig": "Sinusoid."},
+        "defense": {"abl": "ABL."},
+        "data": {"digits": "Digits.", "folder": "Your own."},
+        "trigger": {"patch": "A square."},
+    }
+
+
+def test_every_choice_says_what_it_is() -> None:
+    nameless = [
+        f"{group}={name}"
+        for group, choices in groups(conf_dir()).items()
+        for name, line in choices.items()
+        if not line
+    ]
+    assert nameless == []
+
+
+def test_list_as_text_and_json() -> None:
+    text = python("-m", "backdoor.list", "attack")
+    assert text.returncode == 0
+    assert any(line.startswith("attack=badnets ") and "BadNets" in line for line in text.stdout.splitlines())
+    assert "\x1b" not in text.stdout
+    everything = json.loads(python("-m", "backdoor.list", "--json").stdout)
+    assert "badnets" in everything["attack"]
+    wrong = python("-m", "backdoor.list", "atack")
+    assert wrong.returncode == 2
+    assert wrong.stderr.startswith("error: atack: no such group; did you mean 'attack'")

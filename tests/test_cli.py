@@ -272,6 +272,9 @@ def test_answers_at_once_and_without_torch(module: str, call: str, words: list[s
 def test_help_says_what_to_type() -> None:
     done = python("-m", "backdoor", "--help")
     assert done.returncode == 0, done.stderr
+    choices = {line.partition(":")[0] for line in done.stdout.splitlines()}
+    assert {"attack", "defense", "model", "data"} < choices
+    assert "attack/base" not in choices  # a part that choices share, not a choice
     for text in (
         "python -m backdoor attack=badnets defense=abl",
         "-m attack=",

@@ -60,20 +60,22 @@ def test_an_unreadable_artifact_is_made_again(tmp_path):
     assert "made again" in said[0]
 
 
-def slow_fetch(root: str, seconds: float, results) -> None:
+def slow_fetch(root: str, seconds: float, results, start=None) -> None:
     def make(folder: Path) -> None:
         time.sleep(seconds)
         (folder / "value").write_text(str(os.getpid()))
 
     said: list[str] = []
+    if start is not None:
+        start.wait(timeout=60)  # imports take seconds, and not the same ones
     value = Store(Path(root), said.append).fetch("kind", "key", make=make, load=read)
     results.put((value, said))
 
 
 def test_a_second_process_waits_and_reuses(tmp_path):
     context = multiprocessing.get_context("spawn")
-    results = context.Queue()
-    workers = [context.Process(target=slow_fetch, args=(str(tmp_path), 4.0, results)) for _ in range(2)]
+    results, start = context.Queue(), context.Barrier(2)
+    workers = [context.Process(target=slow_fetch, args=(str(tmp_path), 4.0, results, start)) for _ in range(2)]
     for worker in workers:
         worker.start()
     outcomes = [results.get(timeout=60) for _ in workers]

@@ -167,6 +167,20 @@ def test_chunks_leave_no_seam(name: str, picture: str, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_writing_in_place_gives_the_same_pixels_and_leaves_other_rows(
+    name: str, picture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("base", "local"):
+        monkeypatch.setattr(f"backdoor.triggers.{module}.CPU_CHUNK", 2 * 3 * 32 * 32)
+    trigger, images = load(name, picture), photos(9)
+    rows, index = torch.tensor([7, 0, 3, 4, 8]), torch.tensor([70, 5, 31, 4, 8])
+    expected = images.clone()
+    expected[rows] = trigger(images[rows], index)
+    trigger.write(images, rows, index)
+    assert torch.equal(images, expected)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_same_settings_same_pixels_whatever_the_global_generator(name: str, picture: str) -> None:
     images, index = photos(2), torch.arange(2)
     torch.manual_seed(0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -17,34 +16,49 @@ from torch import Tensor, nn
 from backdoor.errors import UserError
 
 NESTED = ("state_dict", "model_state_dict", "model", "net")
-PREFIXES = ("module.", "_orig_mod.", "model.")
+WRAPPERS = re.compile(r"^(?:module\.|_orig_mod\.|model\.)")
 OPTIONAL = ("mean", "std")  # foreign checkpoints normalise outside the model
 
 
 def save_weights(module: nn.Module, path: Path, metadata: Mapping[str, str] | None = None) -> None:
-    """Write all parameters and buffers as safetensors, atomically."""
-    seen: dict[tuple[int, int], str] = {}
+    """Write all parameters and buffers as safetensors, atomically: `path` is whole or untouched.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written to.
+    """
+    seen: set[tuple[int, int]] = set()
     tensors: dict[str, Tensor] = {}
     for name, value in module.state_dict().items():
         place = (value.data_ptr(), value.numel())
         shared = value.numel() > 0 and place in seen
         # safetensors refuses shared memory; a copy of a tied weight loads back the same.
-        tensors[name] = value.detach().cpu().contiguous().clone() if shared else value.detach().cpu().contiguous()
-        seen[place] = name
+        plain = value.detach().cpu().contiguous()
+        tensors[name] = plain.clone() if shared else plain
+        seen.add(place)
     temporary = path.with_name(path.name + ".tmp")
-    save_file(tensors, temporary, metadata=dict(metadata or {}))
-    os.replace(temporary, path)
+    try:
+        save_file(tensors, temporary, metadata=dict(metadata or {}))
+        os.replace(temporary, path)
+    except SafetensorError as error:
+        # The command line knows a full disk by its errno, which safetensors gives in words alone.
+        code = re.search(r"os error (\d+)", str(error))
+        raise OSError(int(code[1]) if code else 0, str(error), str(path)) from None
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def load_weights(module: nn.Module, path: Path, *, setting: str = "attack.model") -> None:
     """Load a checkpoint into `module`, in place, strictly.
 
-    Reads .safetensors, and .pt, .pth, .ckpt or .tar with `torch.load(weights_only=True)`. A state dict may be nested under
-    `state_dict`, `model_state_dict`, `model` or `net`, carry a `module.` prefix, and use the names of well-known other code
-    (`ImageClassifier.foreign_keys`). Missing `mean` and `std` keep the module's own.
+    Reads .safetensors, and anything else with `torch.load(weights_only=True)`. A state dict may be nested under
+    `state_dict`, `model_state_dict`, `model` or `net` (epoch, optimizer and the like may lie beside it), carry
+    wrappers' prefixes such as `module.`, and use the names of well-known other code
+    (`ImageClassifier.foreign_keys`). Missing `mean` and `std` keep the module's own: a checkpoint trained without
+    normalisation needs data.mean of 0 and data.std of 1.
 
     Raises:
         UserError: no such file, not plain tensors, or another architecture (the first differing keys are named).
+            The module is then as it was.
     """
     tensors = read_tensors(path, setting)
     own = module.state_dict()
@@ -55,31 +69,48 @@ def load_weights(module: nn.Module, path: Path, *, setting: str = "attack.model"
     problems = mismatches(own, renamed)
     if problems:
         raise UserError(
-            f"{setting}={path}: holds another architecture than model={type(module).__name__}: "
+            f"{setting}={path}: holds another architecture than the chosen model= ({type(module).__name__}): "
             f"{'; '.join(problems)}; choose the model= that it was trained with"
         )
-    module.load_state_dict({name: renamed[name] for name in own})
+    module.load_state_dict(renamed)
 
 
 def read_tensors(path: Path, setting: str) -> dict[str, Tensor]:
     """name -> tensor of a checkpoint file."""
     if not path.is_file():
-        raise UserError(f"{setting}={path}: no such file; expected a checkpoint (.safetensors, .pt, .pth, .ckpt)")
+        raise UserError(
+            f"{setting}={path}: no such file; expected a checkpoint (.safetensors, .pt, .pth, .ckpt)"
+        )
     if path.suffix == ".safetensors":
         try:
             return load_file(path)
         except (SafetensorError, OSError) as error:
-            raise UserError(f"{setting}={path}: not a readable safetensors file ({error})") from None
+            raise UserError(
+                f"{setting}={path}: not a readable safetensors file ({one_line(error)})"
+            ) from None
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise UserError(
-            f"{setting}={path}: holds pickled Python objects, which could run code, and is refused; expected plain "
-            "tensors: save its state_dict() as safetensors where you trust it"
-        ) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise UserError(f"{setting}={path}: not a readable checkpoint ({str(error).splitlines()[0]})") from None
+    except (
+        Exception
+    ) as error:  # damaged bytes end the unpickler in a dozen ways, IndexError and struct.error too
+        raise UserError(f"{setting}={path}: {refusal(error)}") from None
     return find_state_dict(content, path, setting)
+
+
+def refusal(error: Exception) -> str:
+    """Why `torch.load(weights_only=True)` did not read a file: an object that is not plain tensors, or damage."""
+    named = re.search(r"GLOBAL (\S+)", str(error))
+    if named is None:
+        return f"not a readable checkpoint: damaged, or not a file of plain tensors ({one_line(error)})"
+    return (
+        f"holds a pickled Python object ({named[1]}), which could run code, and is refused; expected plain tensors: "
+        "where you trust the file, save its state_dict() alone, as safetensors or with torch.save"
+    )
+
+
+def one_line(error: Exception) -> str:
+    """The first line of an error's text (its type, if it has none), at most 100 characters."""
+    return next(iter(str(error).splitlines()), "")[:100] or type(error).__name__
 
 
 def find_state_dict(content: Any, path: Path, setting: str) -> dict[str, Tensor]:
@@ -91,31 +122,44 @@ def find_state_dict(content: Any, path: Path, setting: str) -> dict[str, Tensor]
         tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
         if tensors and len(tensors) == len(content):
             return tensors
-    raise UserError(f"{setting}={path}: holds no state dict; expected a mapping of names to tensors")
+    raise UserError(
+        f"{setting}={path}: holds no state dict; expected a mapping of names to tensors, or one under "
+        f"{', '.join(NESTED)}; got {describe(content)}"
+    )
+
+
+def describe(content: Any) -> str:
+    """A loaded object in a few words: its type and first keys."""
+    keys = [str(key) for key in content][:5] if isinstance(content, Mapping) else []
+    return f"{type(content).__name__}" + (f" with keys {', '.join(keys)}" if keys else "")
 
 
 def rename(
-    tensors: Mapping[str, Tensor], own: Iterable[str], foreign: Iterable[tuple[str, Any]]
+    tensors: Mapping[str, Tensor], own: Iterable[str], foreign: Iterable[tuple[str, str]]
 ) -> dict[str, Tensor]:
     """Names without wrappers' prefixes, and in our spelling if they are not yet."""
-    names, known = list(tensors), set(own)
-    for prefix in PREFIXES:
-        if names and all(name.startswith(prefix) for name in names):
-            names = [name.removeprefix(prefix) for name in names]
-    if not known & set(names) - set(OPTIONAL):
+    names, known = list(tensors), set(own) - set(OPTIONAL)
+    while names and not known & set(names):
+        prefixes = {found[0] if (found := WRAPPERS.match(name)) else "" for name in names}
+        if len(prefixes) > 1 or "" in prefixes:
+            break
+        names = [WRAPPERS.sub("", name) for name in names]
+    if not known & set(names):
         for pattern, replacement in foreign:
             names = [re.sub(pattern, replacement, name) for name in names]
+    if len(set(names)) < len(names):  # two names became one: keep them as they came, for the message
+        return dict(tensors)
     return dict(zip(names, tensors.values(), strict=True))
 
 
 def mismatches(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
-    """What differs, in a few words each."""
+    """What differs, in a few words each, in the order of the layers."""
     problems = []
-    for what, names in (("missing", own.keys() - given.keys()), ("unexpected", given.keys() - own.keys())):
+    for what, left, right in (("missing", own, given), ("unexpected", given, own)):
+        names = [name for name in left if name not in right]
         if names:
-            first = sorted(names)[:3]
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            problems.append(f"{what} {', '.join(first)}{more}")
+            problems.append(f"{what} {', '.join(names[:3])}{more}")
     if not problems:
         for name, value in own.items():
             if value.shape != given[name].shape:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 import sys
+import textwrap
+from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from backdoor import __version__
 from backdoor.cli_check import Command, check_config, check_job, read_command, sweep_jobs
 from backdoor.cli_errors import explain
 from backdoor.confdir import conf_dir
+from backdoor.list import groups
 
 USER_ERROR = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
@@ -42,6 +45,8 @@ def run_command() -> int:
             checked = job
             check_job(job)
         checked = command
+        # Hydra's own list for --help would name the parts that choices are made of as well.
+        OmegaConf.register_new_resolver("choices", lambda: choices_text(command), replace=True)
         sys.argv[1:] = command.argv
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(run_job)()
     except KeyboardInterrupt:
@@ -57,6 +62,16 @@ def run_command() -> int:
     except Exception as error:
         return _answer(error, checked, full)
     return 0
+
+
+def choices_text(command: Command) -> str:
+    """The lines `group: choice, choice` of `--help`, wrapped."""
+    found = {name: set(choices) for name, choices in groups(Path(command.path)).items()}
+    if command.extra is not None:
+        for name, choices in groups(Path(command.extra)).items():
+            found[name] = found.get(name, set()) | set(choices)
+    lines = (f"{name + ':':<10}{', '.join(sorted(choices))}" for name, choices in found.items())
+    return "\n".join(textwrap.fill(line, 110, subsequent_indent=" " * 10) for line in lines)
 
 
 class _JobError(BaseException):

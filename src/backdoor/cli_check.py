@@ -21,8 +21,8 @@ from omegaconf.errors import InterpolationResolutionError
 from backdoor.confdir import conf_dir
 from backdoor.errors import UserError
 
-# Composing takes about 0.05 s a job; past this many, the sweep's own check of each batch has to do.
-MAX_CHECKED_JOBS = 512
+# Composing takes about 0.1 s a job; past this many, the sweep's own check of each batch has to do.
+MAX_CHECKED_JOBS = 256
 
 
 @dataclass(frozen=True)

@@ -160,6 +160,7 @@ class RunContext:
         model: nn.Module = module.model  # type: ignore[assignment]
         if hardware.compile:
             model.compile()
+        module.train()  # Lightning keeps the mode that it finds, and a loaded model is in eval mode
         trainer.fit(module, datamodule=data, ckpt_path=resume.existing(), weights_only=True)
         model._compiled_call_impl = None
         self.place(model)

@@ -94,7 +94,7 @@ class Experiment:
         self.logger.start(self.record.config, self.record.folder, self.name(), self.cfg.data.name, self.tags())
         result: dict[str, Any] = {}
         try:
-            self.run_stages(state, keys, context, evaluator, poisoned)
+            self.run_stages(state, keys, context, evaluator, poisoned, data)
             result = self.record.finish()
         finally:
             self.logger.finish(result, self.record.figures)
@@ -119,18 +119,10 @@ class Experiment:
     def context(self, data: DataSet, evaluator: Evaluator) -> RunContext:
         """What stages may use."""
         cfg, trainer = self.cfg, self.cfg.trainer
-        channels, height, _ = data.shape
+        facts = model_facts(data)
 
         def new_model() -> torch.nn.Module:
-            return instantiate(
-                cfg.model,
-                num_classes=data.num_classes,
-                in_channels=channels,
-                image_size=height,
-                mean=list(data.mean),
-                std=list(data.std),
-                _convert_="all",
-            )
+            return instantiate(cfg.model, **facts, _convert_="all")
 
         return RunContext(
             seed=cfg.seed,
@@ -170,11 +162,12 @@ class Experiment:
         context: RunContext,
         evaluator: Evaluator,
         poisoned: Poisoned,
+        data: DataSet,
     ) -> None:
         """Victim and defense, each stage measured as it ends."""
         common = {
             "seed": self.cfg.seed,
-            "model": OmegaConf.to_container(self.cfg.model, resolve=True),
+            "model": [OmegaConf.to_container(self.cfg.model, resolve=True), model_facts(data)],
             "hardware": self.hardware.key(),
             "caps": [self.cfg.trainer.max_epochs, self.cfg.trainer.max_batches],
         }
@@ -208,6 +201,18 @@ class Experiment:
     def tags(self) -> list[str]:
         """The run's tags for dashboards."""
         return [self.cfg.attack.name, self.cfg.defense.name, self.cfg.data.name, f"seed {self.cfg.seed}"]
+
+
+def model_facts(data: DataSet) -> dict[str, Any]:
+    """What a model must know of the data."""
+    channels, height, _ = data.shape
+    return {
+        "num_classes": data.num_classes,
+        "in_channels": channels,
+        "image_size": height,
+        "mean": list(data.mean),
+        "std": list(data.std),
+    }
 
 
 class Given:

@@ -6,7 +6,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -98,12 +99,16 @@ class Store:
             os.replace(part, final)
             return load(final), False
 
-    def lock(self, final: Path) -> FileLock:
-        """The artifact's lock, acquired by `with`; says so if another process holds it."""
-        lock = FileLock(final.with_name(final.name + ".lock"))
+    @contextmanager
+    def lock(self, final: Path) -> Iterator[None]:
+        """Hold the artifact's lock; says so if another process has it."""
+        guard = FileLock(final.with_name(final.name + ".lock"))
         try:
-            lock.acquire(timeout=WAIT_NOTICE_S)
-            lock.release()
+            guard.acquire(timeout=WAIT_NOTICE_S)
         except Timeout:
             self.say(f"another process is making {final.parent.name} {final.name}: waiting to reuse it")
-        return lock
+            guard.acquire()
+        try:
+            yield
+        finally:
+            guard.release()

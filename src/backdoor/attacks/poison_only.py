@@ -16,8 +16,6 @@ from backdoor.errors import UserError
 from backdoor.state import Split, Truth
 from backdoor.triggers.base import Trigger
 
-CHUNK_BYTES = 64 << 20  # of float pixels at a time: keeps the peak memory flat at any image size
-
 
 @dataclass(frozen=True)
 class Poisoned:
@@ -136,11 +134,9 @@ class PoisonOnly:
 
 
 def stamp(images: Tensor, rows: Tensor, trigger: Trigger, index: Tensor | None = None) -> None:
-    """Apply `trigger` to the given rows of uint8 images (N, C, H, W), in place, a chunk at a time.
+    """Apply `trigger` to the given rows of uint8 images (N, C, H, W) on the CPU, in place.
 
     Args:
         index: int64 (N,), what the trigger seeds its per-image draws with; the row itself if None.
     """
-    size = max(1, CHUNK_BYTES // (4 * images[0].numel())) if len(images) else 1
-    for chunk in rows.split(size):
-        images[chunk] = trigger(images[chunk], chunk if index is None else index[chunk])
+    trigger.write(images, rows, rows if index is None else index[rows])

@@ -1,7 +1,8 @@
-"""Batched augmentation: one draw and one gather a batch, on the device where the images are.
+"""Batched augmentation on the device where the images are, from one draw a batch.
 
-The crop reads windows of the padded batch through `unfold`, a view, so that only chosen pixels are copied.
-`benchmarks/augment.py` compares it with kornia and with other gathers; on uint8 it was the fastest.
+On the CPU the windows are copied one by one: numpy slices cost less than an index of every pixel. On other
+devices, where each small copy would be a kernel launch, one gather reads them through `unfold`, a view. The
+draws and the result are the same. `benchmarks/augment.py` compares both with kornia and with other gathers.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ Augment = Callable[[Tensor, torch.Generator], Tensor]
 def make_augment(name: str) -> Augment:
     """The pipeline `none`, `flip`, `crop` or `crop_flip`.
 
-    It takes a batch (B, C, H, W) of any dtype and a CPU generator, and returns the same shape, dtype
-    and device. Draws are per sample; the batch that came in is never written to.
+    It takes a batch (B, C, H, W) of any dtype that numpy has and a CPU generator, and returns the same shape,
+    dtype and device. Draws are per sample; the batch that came in is never written to.
 
     Raises:
         UserError: unknown name.
@@ -54,8 +55,8 @@ def crop_flip(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def padding_of(height: int) -> int:
-    """4 pixels at 32 (He et al. 2016, section 4.2), in proportion above, and never less than 4."""
-    return 4 * max(1, round(height / 32))
+    """4 pixels at 32 (He et al. 2016, section 4.2), in proportion above, and 4 below."""
+    return min(height, 4 * max(1, round(height / 32)))
 
 
 def draw_offsets(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -70,6 +71,11 @@ def draw_flips(count: int, generator: torch.Generator) -> Tensor:
 
 def shift(images: Tensor, offsets: Tensor) -> Tensor:
     """The window of each zero-padded sample whose corner is `offsets[:, b]`, as a copy."""
+    return copy_windows(images, offsets) if images.device.type == "cpu" else gather_windows(images, offsets)
+
+
+def gather_windows(images: Tensor, offsets: Tensor) -> Tensor:
+    """`shift` in one gather."""
     height, width = images.shape[2:]
     padded = F.pad(images, (padding_of(height),) * 4)
     windows = padded.unfold(2, height, 1).unfold(3, width, 1)
@@ -77,8 +83,29 @@ def shift(images: Tensor, offsets: Tensor) -> Tensor:
     return windows[torch.arange(len(images), device=images.device), :, top, left]
 
 
+def copy_windows(images: Tensor, offsets: Tensor) -> Tensor:
+    """`shift` sample by sample; only what lies inside the image is copied."""
+    height, width = images.shape[2:]
+    result = torch.zeros_like(images)
+    source, target = images.numpy(), result.numpy()
+    for sample, (down, right) in enumerate((offsets - padding_of(height)).t().tolist()):
+        rows = slice(max(0, -down), height - max(0, down))
+        columns = slice(max(0, -right), width - max(0, right))
+        target[sample, :, rows, columns] = source[
+            sample, :, max(0, down) : height + min(0, down), max(0, right) : width + min(0, right)
+        ]
+    return result
+
+
 def mirror_(images: Tensor, rows: Tensor) -> Tensor:
-    """Mirror the given rows in place. Row numbers, unlike a mask, need no wait for the device."""
-    rows = rows.to(images.device, non_blocking=True)
+    """Mirror the given rows in place."""
+    if images.device.type == "cpu":
+        pixels = images.numpy()
+        for row in rows.tolist():
+            pixels[row] = pixels[row, :, :, ::-1].copy()
+        return images
+    rows = rows.to(
+        images.device, non_blocking=True
+    )  # row numbers, unlike a mask, need no wait for the device
     images[rows] = images[rows].flip(3)
     return images

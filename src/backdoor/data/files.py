@@ -63,8 +63,8 @@ def scan_classes(
         unknown = sorted(set(folders) - set(labels))
         if unknown:
             raise UserError(
-                f"{setting}={folder}: {len(unknown)} class folders are not classes of the train data, "
-                f"first {unknown[0]!r}; {suggest(unknown[0], list(labels)[:20])}"
+                f"{setting}={folder}: folder {unknown[0]!r} ({len(unknown)} such) is no class of the train "
+                f"data; {suggest(unknown[0], list(labels)[:20])}"
             )
     numbers = labels or {name: number for number, name in enumerate(folders)}
     files: list[ImageFile] = []

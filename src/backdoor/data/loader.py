@@ -92,7 +92,7 @@ class ResidentLoader:
         generator = torch.Generator().manual_seed(mix(self.seed, self.epoch, 1 + self.rank))
         for rows in self.order().split(self.batch_size)[: len(self)]:
             where = rows.to(self.split.images.device)
-            images = self.split.images[where].to(self.device, non_blocking=True)
+            images = self.split.images.index_select(0, where).to(self.device, non_blocking=True)
             if self.augment is not None:
                 images = self.augment(images, generator)
             labels = self.split.labels[rows].to(self.device, non_blocking=True)

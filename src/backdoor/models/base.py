@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -20,14 +19,18 @@ class ImageClassifier(nn.Module):
         width: D.
         num_classes: K.
         mean, std: one value a channel; saved with the weights, so that a checkpoint is whole by itself.
-        resize: side in pixels that images are resized to inside the model (bilinear, antialiased); None = as they are.
+        resize: side in pixels that images are resized to inside the model (bilinear, antialiased); None = as they
+            are.
 
     Attributes:
-        foreign_keys: (regular expression, replacement) pairs that turn the parameter names of well-known other code
-            into ours, tried in order by `load_weights`.
+        foreign_keys: (regular expression, replacement) pairs that turn the parameter names of well-known other
+            code into ours, applied in order by `load_weights`.
+
+    Raises:
+        UserError: as many means as standard deviations, all of these > 0, and `resize` >= 1 are expected.
     """
 
-    foreign_keys: ClassVar[tuple[tuple[str, str], ...]] = ()
+    foreign_keys: tuple[tuple[str, str], ...] = ()
     mean: Tensor
     std: Tensor
 
@@ -43,7 +46,11 @@ class ImageClassifier(nn.Module):
     ) -> None:
         super().__init__()
         if len(mean) != len(std) or any(value <= 0 for value in std):
-            raise UserError(f"data.mean={list(mean)}, data.std={list(std)}: expected one mean and one std > 0 a channel")
+            raise UserError(
+                f"data.mean={list(mean)}, data.std={list(std)}: expected one mean and one std > 0 a channel"
+            )
+        if resize is not None and resize < 1:
+            raise UserError(f"model.resize={resize}: expected a side of at least 1 pixel, or null")
         self.backbone, self.head = backbone, nn.Linear(width, num_classes)
         self.resize = resize
         self.register_buffer("mean", torch.tensor(list(mean), dtype=torch.float32).view(-1, 1, 1))
@@ -51,9 +58,11 @@ class ImageClassifier(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """float [0, 1] (B, C, H, W) -> penultimate features (B, D)."""
-        if self.resize is not None and images.shape[-1] != self.resize:
-            size = (self.resize, self.resize)
-            images = F.interpolate(images, size=size, mode="bilinear", antialias=True, align_corners=False)
+        side = self.resize
+        if side is not None and images.shape[-2:] != (side, side):
+            images = F.interpolate(
+                images, size=(side, side), mode="bilinear", antialias=True, align_corners=False
+            )
         return self.backbone((images - self.mean) / self.std)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -62,7 +71,10 @@ class ImageClassifier(nn.Module):
 
 
 def kaiming_conv(module: nn.Module) -> None:
-    """Normal weights of variance 2 / (k * k * out) for convolutions, 1 and 0 for BatchNorm (He et al. 2015)."""
+    """Normal weights of variance 2 / (k * k * out) for convolutions, 1 and 0 for BatchNorm.
+
+    He et al., ICCV 2015, arXiv 1502.01852, section 2.2, in its backward (fan-out) form.
+    """
     if isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
     elif isinstance(module, nn.BatchNorm2d):

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from backdoor.errors import UserError
 from backdoor.models.base import ImageClassifier, kaiming_conv
 
 
@@ -19,7 +20,17 @@ def small_cnn(
     width: int = 32,
     resize: int | None = None,
 ) -> ImageClassifier:
-    """Three conv-BN-ReLU-pool blocks of `width`, 2 `width` and 4 `width` channels, then global pooling; any image size >= 8."""
+    """Three conv-BN-ReLU-pool blocks of `width`, 2 `width` and 4 `width` channels, then global average pooling.
+
+    Raises:
+        UserError: images under 8 pixels, which three poolings would leave nothing of; width < 1.
+    """
+    if (resize or image_size) < 8:
+        raise UserError(
+            f"model=small_cnn: expected images of at least 8 pixels, got {resize or image_size}; set model.resize"
+        )
+    if width < 1:
+        raise UserError(f"model.width={width}: expected at least 1")
     layers: list[nn.Module] = []
     channels = in_channels
     for factor in (1, 2, 4):

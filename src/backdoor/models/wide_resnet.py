@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -33,7 +32,7 @@ class WideBlock(nn.Module):
 
 
 class WideBackbone(nn.Module):
-    """Stem, three groups of blocks with widths 16k, 32k, 64k and strides 1, 2, 2, BN-ReLU, global average pooling.
+    """Stem, three groups of blocks (widths 16k, 32k, 64k; strides 1, 2, 2), BN-ReLU, global average pooling.
 
     The authors' 8x8 pooling is right for 32-pixel images alone; global pooling is the same there.
     """
@@ -59,10 +58,16 @@ class WideBackbone(nn.Module):
 
 
 class WideResNet(ImageClassifier):
-    """WRN-depth-widen; WRN-16-1 has 175,066 parameters for three channels and ten classes."""
+    """WRN-depth-widen; WRN-16-1 has 175,066 parameters for three channels and ten classes.
+
+    Convolutions start from a normal of variance 2 / (k * k * out), the head's bias from 0, as in the ABL code.
+
+    Raises:
+        UserError: a `depth` that is not 6n + 4; `widen` < 1.
+    """
 
     # Names in the authors' ABL code (and in most CIFAR Wide ResNets before it).
-    foreign_keys: ClassVar[tuple[tuple[str, str], ...]] = (
+    foreign_keys = (
         (r"^block1\.layer\.", "backbone.groups.0."),
         (r"^block2\.layer\.", "backbone.groups.1."),
         (r"^block3\.layer\.", "backbone.groups.2."),
@@ -86,6 +91,8 @@ class WideResNet(ImageClassifier):
     ) -> None:
         if depth < 10 or (depth - 4) % 6:
             raise UserError(f"model.depth={depth}: expected 6n + 4 with n >= 1, for instance 16 or 28")
+        if widen < 1:
+            raise UserError(f"model.widen={widen}: expected at least 1")
         backbone = WideBackbone(depth, widen, in_channels).apply(kaiming_conv)
         super().__init__(backbone, backbone.width, num_classes=num_classes, mean=mean, std=std, resize=resize)
         nn.init.zeros_(self.head.bias)

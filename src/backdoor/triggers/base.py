@@ -98,6 +98,20 @@ class Trigger(nn.Module):
             out[rows] = self.stamp(images[rows], None if index is None else index[rows])
         return out
 
+    def write(self, images: Tensor, rows: Tensor, index: Tensor) -> None:
+        """Stamp some rows in place, a cache-sized chunk at a time; other pages of a memory map stay untouched.
+
+        Args:
+            images: uint8 (N, C, H, W) on the CPU.
+            rows: int64 (n,), positions, none twice.
+            index: int64 (n,), rows in the original set.
+        """
+        pixels = images.numpy()  # copies whole rows at once; torch's indexed writes go element by element
+        step = max(1, CPU_CHUNK // max(1, images[0:1].numel()))
+        for some, numbers in zip(rows.split(step), index.split(step), strict=True):
+            where = some.numpy()
+            pixels[where] = self(torch.from_numpy(pixels[where]), numbers).numpy()
+
     def finish(self, painted: Tensor, levels: Tensor, images: Tensor) -> Tensor:
         """Clamp (or wrap) and round painted levels, back to the dtype and scale of `images`.
 
@@ -114,11 +128,11 @@ class Trigger(nn.Module):
         return torch.where(painted == levels, images, scaled)
 
     def _round(self, painted: Tensor) -> Tensor:
-        """Levels in [0, 256) whose whole part is the result: the cast to uint8 drops the rest."""
+        """Levels in [0, 256) whose whole part is the result: the cast to uint8 drops the rest. Overwrites."""
         half = 0.5 if self.rounding == "round" else 0.0
         if self.overflow == "wrap":
             return (painted + half).floor().remainder(256) if half else painted.trunc().remainder(256)
-        return painted.clamp(0, 255).add_(half) if half else painted.clamp(0, 255)
+        return painted.clamp_(0, 255).add_(half)
 
     def _cached(self, images: Tensor, make: Callable[[], T]) -> T:
         """What `make` returns, made once for each shape (C, H, W) and device of `images`."""

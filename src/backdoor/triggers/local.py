@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from backdoor.errors import UserError
-from backdoor.triggers.base import Shape, Trigger, fit_channels, shape_of, to_levels
+from backdoor.triggers.base import CPU_CHUNK, Shape, Trigger, fit_channels, shape_of, to_levels
 
 ANCHORS = ("top_left", "top_right", "bottom_left", "bottom_right", "center")
 
@@ -65,6 +65,16 @@ class Local(Trigger):
             levels = to_levels(view)
             piece.of(out).copy_(self.finish(self.mix(levels, piece), levels, view))
         return out
+
+    def write(self, images: Tensor, rows: Tensor, index: Tensor) -> None:
+        for piece in self._on(images):
+            covered = piece.of(images)  # only these pixels are read and written
+            pixels, step = covered.numpy(), max(1, CPU_CHUNK // max(1, covered[0:1].numel()))
+            for some in rows.split(step):
+                where = some.numpy()
+                before = torch.from_numpy(pixels[where])
+                levels = to_levels(before)
+                pixels[where] = self.finish(self.mix(levels, piece), levels, before).numpy()
 
     def _on(self, images: Tensor) -> list[Piece]:
         """`pieces` for the shape and device of `images`, made once."""

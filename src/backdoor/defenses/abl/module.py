@@ -55,7 +55,7 @@ class GradientAscent(StageModule):
             self.lr = 0.0
 
     def on_train_epoch_start(self) -> None:
-        """Lightning puts everything into train mode; BatchNorm leaves it again if frozen."""
+        """BatchNorm leaves train mode again if it is frozen."""
         if self.bn_mode == "frozen":
             for part in self.model.modules():
                 if isinstance(part, _BatchNorm):

@@ -1,0 +1,98 @@
+"""How much faster is scoring the loss of every image than with a DataLoader of batch size 1?
+
+python benchmarks/scoring.py --data-root cifar10/ [--items 1500] [--turns 3]
+
+Ours: `backdoor.inference.sample_losses` over all train images (fp32, eval mode).
+The loop: what the reference codes of ABL do to rank their images: a Dataset whose items go through PIL and ToTensor,
+a DataLoader of batch size 1 without workers, one forward and one `loss.item()` an image. It is timed on the
+first --items images and scaled to all. Both use the same WRN-16-1 in fp32 and must give the same losses.
+"""
+
+from __future__ import annotations
+
+import torch
+from common import (
+    MEAN,
+    STD,
+    add_cache,
+    add_data_root,
+    arguments,
+    cache_folder,
+    cifar,
+    take_turns,
+    use_threads,
+    verdict,
+)
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import ToTensor
+
+from backdoor.inference import sample_losses
+from backdoor.models import WideResNet
+from backdoor.state import Split
+
+TARGET = 8.0
+
+
+class Items(Dataset[tuple[Tensor, int]]):
+    """One image at a time, array -> PIL -> tensor, as torchvision's CIFAR10 does it."""
+
+    def __init__(self, split: Split, count: int) -> None:
+        self.images = split.images[:count].permute(0, 2, 3, 1).contiguous().numpy()
+        self.labels = split.labels[:count].tolist()
+        self.transform = ToTensor()
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, row: int) -> tuple[Tensor, int]:
+        return self.transform(Image.fromarray(self.images[row])), self.labels[row]
+
+
+def one_by_one(model: nn.Module, items: Items, device: torch.device) -> list[float]:
+    """The reference codes' loop."""
+    losses = []
+    model.eval()
+    with torch.no_grad():
+        for images, labels in DataLoader(items, batch_size=1, shuffle=False):
+            logits = model(images.to(device))
+            losses.append(F.cross_entropy(logits, labels.to(device)).item())
+    return losses
+
+
+def main() -> None:
+    parser = arguments(__doc__)
+    add_data_root(parser)
+    add_cache(parser)
+    parser.add_argument("--items", type=int, default=1500, help="images of the batch-size-1 loop")
+    parser.add_argument("--device", default="cpu")
+    parser.set_defaults(turns=3)
+    args = parser.parse_args()
+    use_threads(args.threads)
+    device = torch.device(args.device)
+    torch.manual_seed(0)
+    plain = WideResNet(depth=16, widen=1, num_classes=10, mean=MEAN, std=STD).to(device)
+    model = WideResNet(depth=16, widen=1, num_classes=10, mean=MEAN, std=STD)
+    model.load_state_dict(plain.state_dict())
+    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    with cache_folder(args.cache) as cache:
+        train = cifar(args.data_root, cache).train.open()
+        items = Items(train, args.items)
+        found = torch.tensor(one_by_one(plain, items, device))
+        torch.testing.assert_close(found, sample_losses(model, train)[: args.items], atol=1e-4, rtol=1e-4)
+        times = take_turns(
+            {"ours": lambda: sample_losses(model, train), "loop": lambda: one_by_one(plain, items, device)},
+            args.turns,
+        )
+    loop = times["loop"] * len(train) / len(items)
+    print(f"cross-entropy of {len(train):,} images, WRN-16-1, fp32, {device}")
+    print(f"  sample_losses                  {times['ours']:8.2f} s")
+    print(f"  DataLoader of batch size 1     {loop:8.2f} s (scaled from {len(items):,} images)")
+    ratio = loop / times["ours"]
+    print(f"ratio: {ratio:.1f}x (target {TARGET:.0f}x: {verdict(ratio, TARGET)})")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""What the tests share: a cache of decoded digits, the real command line, and the place of real images."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+
+from backdoor.cli import run_command
+
+SRC = Path(__file__).parents[1] / "src"
+
+# The smallest network and the fewest steps: for tests whose claim does not depend on what is learnt.
+QUICK = ("model=small_cnn", "model.width=4", "trainer=debug", "trainer.monitor_images=0")
+
+Completed = subprocess.CompletedProcess[str]
+RunCli = Callable[..., Completed]
+
+
+def environment(cache: Path, **more: str) -> dict[str, str]:
+    """The environment of a user without a terminal; PYTHONPATH serves where the package is not installed."""
+    kept = {name: value for name, value in os.environ.items() if name not in ("HYDRA_FULL_ERROR", "WANDB_MODE")}
+    path = os.pathsep.join(part for part in (str(SRC), os.environ.get("PYTHONPATH", "")) if part)
+    return {**kept, "PYTHONPATH": path, "BACKDOOR_CACHE": str(cache), "CI": "true", **more}
+
+
+def read_json(folder: Path, name: str = "result.json") -> dict[str, Any]:
+    """A JSON file of a run's folder."""
+    return json.loads((folder / name).read_text())
+
+
+def numbers(folder: Path) -> list[dict[str, Any]]:
+    """The stages of a run without what may differ between equal runs: the time, and who trained it."""
+    return [
+        {name: value for name, value in stage.items() if name not in ("seconds", "stored")}
+        for stage in read_json(folder)["stages"]
+    ]
+
+
+@pytest.fixture(scope="session")
+def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One store for all tests that do not ask for a fresh one."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def run_cli(tmp_path: Path, cache_dir: Path) -> RunCli:
+    """`run_cli("attack=badnets", env={...}, timeout=60)`: a real process in a working directory of its own."""
+
+    def call(*words: str, env: dict[str, str] | None = None, timeout: float = 240, cwd: Path | None = None) -> Completed:
+        return subprocess.run(
+            [sys.executable, "-m", "backdoor", *words],
+            capture_output=True,
+            text=True,
+            env=environment(cache_dir, **(env or {})),
+            cwd=cwd or tmp_path,
+            timeout=timeout,
+        )
+
+    return call
+
+
+@pytest.fixture
+def command(
+    tmp_path: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """`command("attack=sig")` -> (exit status, stdout, stderr): the same command line, without a process of its own."""
+
+    def call(*words: str, cache: Path | None = None) -> tuple[int, str, str]:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("BACKDOOR_CACHE", str(cache or cache_dir))
+        monkeypatch.setenv("CI", "true")
+        monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+        monkeypatch.setattr(sys, "argv", ["backdoor", *words])
+        capsys.readouterr()
+        GlobalHydra.instance().clear()
+        try:
+            status = run_command()
+        finally:
+            GlobalHydra.instance().clear()
+            os.environ.pop("HYDRA_FULL_ERROR", None)
+        said = capsys.readouterr()
+        return status, said.out, said.err
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """The folder with real images that BACKDOOR_TEST_DATA names: cifar10-jpeg/, gtsrb/, tiny-imagenet-200/."""
+    value = os.environ.get("BACKDOOR_TEST_DATA")
+    if not value:
+        pytest.skip("BACKDOOR_TEST_DATA names no folder with cifar10-jpeg/, gtsrb/ and tiny-imagenet-200/")
+    return Path(value)

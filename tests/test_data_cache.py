@@ -1,0 +1,295 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from filelock import FileLock
+from PIL import Image
+
+from backdoor.data.cache import cached
+from backdoor.data.decode import FilePictures, decode_bytes
+from backdoor.data.files import scan_classes
+from backdoor.data.imageset import Chunk, ImageSet
+from backdoor.data.writer import npy_header
+from backdoor.errors import UserError
+
+
+@dataclass
+class Counted:
+    """Pictures that count how often they are decoded."""
+
+    key: str = "a"
+    value: int = 0
+    decodes: list[str] = field(default_factory=list)
+    title: str = "counted"
+    total: int | None = None
+
+    def signature(self) -> str:
+        return self.key
+
+    def chunks(self) -> Iterator[Chunk]:
+        self.decodes.append(self.key)
+        for start in (0, 5):
+            images = np.arange(start * 12, (start + 5) * 12, dtype=np.int64).reshape(5, 3, 2, 2) + self.value
+            yield Chunk(images.astype(np.uint8), np.arange(start, start + 5), skipped=1)
+
+
+def load(pictures: Counted, cache: Path) -> ImageSet:
+    return cached(pictures, cache, progress=False)
+
+
+def tree(root: Path, count: int = 6, size: int = 8, kind: str = "png") -> Path:
+    generator = np.random.default_rng(0)
+    for name in ("cat", "dog"):
+        (root / name).mkdir(parents=True)
+        for number in range(count):
+            pixels = generator.integers(0, 256, (size, size, 3), np.uint8)
+            Image.fromarray(pixels).save(root / name / f"{number:03d}.{kind}")
+    return root
+
+
+def pictures_of(root: Path, **settings: object) -> FilePictures:
+    files, _ = scan_classes(root, None, "data.root", "folders")
+    return replace(FilePictures("test", files, "data.root"), **settings)  # type: ignore[arg-type]
+
+
+def test_what_was_decoded_is_reopened_and_decoded_once(tmp_path: Path) -> None:
+    pictures = Counted()
+    first, again = load(pictures, tmp_path), load(pictures, tmp_path)
+    assert pictures.decodes == ["a"]
+    assert first.digest == again.digest
+    assert (again.count, again.shape, again.skipped) == (10, (3, 2, 2), 2)
+    split = again.open()
+    assert torch.equal(split.images, torch.arange(120).reshape(10, 3, 2, 2).to(torch.uint8))
+    assert torch.equal(split.labels, torch.arange(10))
+    assert torch.equal(split.index, torch.arange(10))
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_equal_content_shares_one_folder_and_other_content_has_another(tmp_path: Path) -> None:
+    first, twin = load(Counted("a"), tmp_path), load(Counted("b"), tmp_path)
+    other = load(Counted("c", value=1), tmp_path)
+    assert first.folder == twin.folder
+    assert other.digest != first.digest
+
+
+def test_writing_to_an_opened_split_reaches_neither_the_file_nor_another_split(tmp_path: Path) -> None:
+    images = load(Counted(), tmp_path)
+    before = (images.folder / "images.npy").read_bytes()
+    split = images.open()
+    split.images[3] = 255
+    split.labels[3] = 0
+    assert int(split.images[3].min()) == 255
+    assert int(images.open().images[3].max()) < 255
+    assert int(images.open().labels[3]) == 3
+    assert (images.folder / "images.npy").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "harm", ["truncate", "flip", "labels", "no_meta", "bad_meta", "no_images", "pointer"]
+)
+def test_a_damaged_cache_is_rebuilt(tmp_path: Path, harm: str) -> None:
+    pictures = Counted()
+    images = load(pictures, tmp_path)
+    whole = (images.folder / "images.npy").read_bytes()
+    pointer = tmp_path / "data" / "sources" / "a.json"
+    if harm == "truncate":
+        os.truncate(images.folder / "images.npy", len(whole) - 7)
+    elif harm == "flip":
+        (images.folder / "images.npy").write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    elif harm == "labels":
+        np.save(images.folder / "labels.npy", np.zeros(10, np.int64))
+    elif harm == "no_meta":
+        (images.folder / "meta.json").unlink()
+    elif harm == "bad_meta":
+        (images.folder / "meta.json").write_text('{"format": 1')
+    elif harm == "no_images":
+        (images.folder / "images.npy").unlink()
+    else:
+        pointer.write_text("")
+    again = load(pictures, tmp_path)
+    assert pictures.decodes == ["a", "a"]
+    assert again.digest == images.digest
+    assert (again.folder / "images.npy").read_bytes() == whole
+
+
+def test_a_copied_cache_is_checked_by_content_and_used(tmp_path: Path) -> None:
+    pictures = Counted()
+    images = load(pictures, tmp_path / "one")
+    shutil.copytree(tmp_path / "one", tmp_path / "two", copy_function=shutil.copyfile)
+    os.utime(tmp_path / "two" / "data" / images.digest / "images.npy", (1, 1))
+    moved = load(pictures, tmp_path / "two")
+    assert pictures.decodes == ["a"]
+    stamps = json.loads((moved.folder / "meta.json").read_text())["stamps"]
+    assert stamps[0][1] == 1_000_000_000
+
+
+def test_a_second_user_waits_and_reuses(tmp_path: Path) -> None:
+    pictures = Counted()
+    (tmp_path / "data" / "locks").mkdir(parents=True)
+    guard = FileLock(tmp_path / "data" / "locks" / "a.lock")
+    done: list[ImageSet] = []
+    with guard:
+        thread = threading.Thread(target=lambda: done.append(load(pictures, tmp_path)))
+        thread.start()
+        time.sleep(0.3)
+        assert not done
+        assert not pictures.decodes
+    thread.join(20)
+    assert done[0].count == 10
+
+
+SLOW = """
+import time
+from pathlib import Path
+from test_data_cache import Counted, cached
+class Slow(Counted):
+    def chunks(self):
+        for chunk in super().chunks():
+            yield chunk
+            print("wrote", flush=True)
+            time.sleep({seconds})
+print(cached(Slow(), Path({cache!r}), progress=False).digest, flush=True)
+"""
+
+
+def start(code: str) -> subprocess.Popen[str]:
+    """Run Python code in a process of its own, with this one's modules."""
+    paths = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    return subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": paths},
+    )
+
+
+def test_a_killed_decode_leaves_nothing_that_is_used(tmp_path: Path) -> None:
+    process = start(SLOW.format(cache=str(tmp_path), seconds=60))
+    assert process.stdout is not None
+    assert process.stdout.readline() == "wrote\n"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    assert not list((tmp_path / "data").glob("sources/*.json"))
+    images = load(Counted(), tmp_path)
+    assert images.count == 10
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_two_processes_decode_once(tmp_path: Path) -> None:
+    code = SLOW.format(cache=str(tmp_path), seconds=0.5)
+    outputs = [process.communicate()[0] for process in [start(code), start(code)]]
+    assert sum(output.count("wrote") for output in outputs) == 2  # two chunks of one decode
+    assert outputs[0].split()[-1] == outputs[1].split()[-1]
+
+
+def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
+    code = (
+        "import resource, sys; from pathlib import Path; from test_data_cache import *\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))\n"
+        f"try: load(Counted(), Path({str(tmp_path)!r}))\n"
+        "except UserError as error: print(error)\n"
+    )
+    output = start(code).communicate()[0]
+    assert output.startswith(f"store.dir={tmp_path}: cannot write decoded images there (File too large)")
+    assert not list((tmp_path / "data").glob("sources/*.json"))
+
+
+def test_a_cache_path_that_is_a_file_names_the_setting(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"^store\.dir=.*set store\.dir to another folder"):
+        load(Counted(), tmp_path / "file")
+
+
+def test_header_is_what_numpy_reads(tmp_path: Path) -> None:
+    pixels = np.arange(48, dtype=np.uint8).reshape(4, 3, 2, 2)
+    (tmp_path / "x.npy").write_bytes(npy_header(pixels.shape) + pixels.tobytes())
+    np.testing.assert_array_equal(np.load(tmp_path / "x.npy"), pixels)
+    assert len(npy_header((10**9, 3, 1024, 1024))) == 128
+
+
+def test_files_become_the_pixels_that_pil_reads(tmp_path: Path) -> None:
+    root = tree(tmp_path / "tree", count=40)
+    split = cached(pictures_of(root), tmp_path / "cache", progress=False).open()
+    assert split.labels.tolist() == [0] * 40 + [1] * 40
+    for row, path in ((0, "cat/000.png"), (41, "dog/001.png"), (79, "dog/039.png")):
+        expected = np.asarray(Image.open(root / path)).transpose(2, 0, 1)
+        np.testing.assert_array_equal(split.images[row].numpy(), expected)
+
+
+def test_a_changed_file_changes_the_signature_even_if_size_and_mtime_are_set_back(tmp_path: Path) -> None:
+    root = tree(tmp_path / "tree", kind="ppm")
+    path = root / "dog" / "003.ppm"
+    old, stat = pictures_of(root).signature(), path.stat()
+    assert pictures_of(root).signature() == old
+    path.write_bytes(path.read_bytes()[:-3] + b"\0\1\2")
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert pictures_of(root).signature() != old
+
+
+@pytest.mark.parametrize("damage", [b"", b"not an image", None])
+def test_a_corrupt_image_names_its_file_or_is_skipped_and_counted(
+    tmp_path: Path, damage: bytes | None
+) -> None:
+    root = tree(tmp_path / "tree", size=64)
+    bad = root / "cat" / "000.png"  # the first, which also gives the size
+    bad.write_bytes(bad.read_bytes()[:200] if damage is None else damage)
+    with pytest.raises(
+        UserError, match=r"^data\.root: cannot decode .*cat/000\.png .*data\.on_corrupt=skip$"
+    ):
+        cached(pictures_of(root), tmp_path / "cache", progress=False)
+    skipping = pictures_of(root, on_corrupt="skip")
+    for _ in range(2):
+        images = cached(skipping, tmp_path / "cache", progress=False)
+        assert (images.count, images.skipped, images.labels.tolist()) == (11, 1, [0] * 5 + [1] * 6)
+
+
+@pytest.mark.parametrize("size", [None, (4, 4)])
+def test_only_corrupt_images_are_an_error_even_when_skipping(
+    tmp_path: Path, size: tuple[int, int] | None
+) -> None:
+    root = tree(tmp_path / "tree")
+    for path in root.rglob("*.png"):
+        path.write_bytes(b"x")
+    with pytest.raises(UserError, match=r"^data\.root: none of the 12 images of test can be decoded"):
+        cached(pictures_of(root, on_corrupt="skip", size=size), tmp_path / "cache", progress=False)
+    assert not list((tmp_path / "cache").rglob("*.npy"))
+
+
+def test_several_sizes_need_a_size(tmp_path: Path) -> None:
+    root = tree(tmp_path / "tree")
+    Image.new("RGB", (9, 7)).save(root / "dog" / "004.png")
+    with pytest.raises(UserError, match=r"^data\.image_size: .*dog/004\.png is 9x7, the first is 8x8"):
+        cached(pictures_of(root), tmp_path / "cache", progress=False)
+    images = cached(pictures_of(root, size=(10, 12)), tmp_path / "cache", progress=False)
+    assert images.shape == (3, 10, 12)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK"])
+def test_modes_become_rgb_or_grey(tmp_path: Path, mode: str) -> None:
+    original = Image.radial_gradient("L").resize((16, 12)).convert(mode)
+    path = tmp_path / "x.tiff"
+    original.save(path)
+    for channels, target in ((3, "RGB"), (1, "L")):
+        pixels = decode_bytes(path.read_bytes(), channels, None)
+        expected = np.asarray(original.convert(target)).reshape(12, 16, channels).transpose(2, 0, 1)
+        np.testing.assert_array_equal(pixels, expected)
+
+
+def test_sixteen_bits_are_refused_since_pil_would_clip_them(tmp_path: Path) -> None:
+    Image.fromarray(np.full((4, 4), 300, np.uint16)).save(tmp_path / "x.png")
+    with pytest.raises(ValueError, match="8 bits a channel"):
+        decode_bytes((tmp_path / "x.png").read_bytes(), 3, None)

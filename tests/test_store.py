@@ -88,9 +88,11 @@ def test_a_second_process_waits_and_reuses(tmp_path):
 
 def test_a_killed_owner_blocks_nobody(tmp_path):
     context = multiprocessing.get_context("spawn")
-    owner = context.Process(target=slow_fetch, args=(str(tmp_path), 600.0, context.Queue()))
+    results = context.Queue()  # kept: the child cannot open a queue that is collected here
+    owner = context.Process(target=slow_fetch, args=(str(tmp_path), 600.0, results))
     owner.start()
     while not (tmp_path / "kind" / "key.part").exists():
+        assert owner.is_alive()
         time.sleep(0.05)
     os.kill(owner.pid, signal.SIGKILL)
     owner.join()

@@ -50,15 +50,15 @@ def save_weights(module: nn.Module, path: Path, metadata: Mapping[str, str] | No
 def load_weights(module: nn.Module, path: Path, *, setting: str = "attack.model") -> None:
     """Load a checkpoint into `module`, in place, strictly.
 
-    Reads .safetensors, and anything else with `torch.load(weights_only=True)`. A state dict may be nested under
-    `state_dict`, `model_state_dict`, `model` or `net` (epoch, optimizer and the like may lie beside it), carry
-    wrappers' prefixes such as `module.`, and use the names of well-known other code
-    (`ImageClassifier.foreign_keys`). Missing `mean` and `std` keep the module's own: a checkpoint trained without
-    normalisation needs data.mean of 0 and data.std of 1.
+    Reads .safetensors, and anything else with `torch.load(weights_only=True)`. A state dict may be nested
+    under `state_dict`, `model_state_dict`, `model` or `net` (an epoch or optimizer may lie beside it),
+    carry wrappers' prefixes such as `module.`, and use the names of well-known other code
+    (`ImageClassifier.foreign_keys`). Missing `mean` and `std` keep the module's own: a checkpoint trained
+    without normalisation needs data.mean of 0 and data.std of 1.
 
     Raises:
-        UserError: no such file, not plain tensors, or another architecture (the first differing keys are named).
-            The module is then as it was.
+        UserError: no such file, not plain tensors, or another architecture (the first differing keys are
+            named). The module is then as it was.
     """
     tensors = read_tensors(path, setting)
     own = module.state_dict()
@@ -90,21 +90,19 @@ def read_tensors(path: Path, setting: str) -> dict[str, Tensor]:
             ) from None
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        Exception
-    ) as error:  # damaged bytes end the unpickler in a dozen ways, IndexError and struct.error too
+    except Exception as error:  # damaged bytes end the unpickler in a dozen ways
         raise UserError(f"{setting}={path}: {refusal(error)}") from None
     return find_state_dict(content, path, setting)
 
 
 def refusal(error: Exception) -> str:
-    """Why `torch.load(weights_only=True)` did not read a file: an object that is not plain tensors, or damage."""
+    """Why `torch.load(weights_only=True)` refused: an object that is not plain tensors, or damage."""
     named = re.search(r"GLOBAL (\S+)", str(error))
     if named is None:
         return f"not a readable checkpoint: damaged, or not a file of plain tensors ({one_line(error)})"
     return (
-        f"holds a pickled Python object ({named[1]}), which could run code, and is refused; expected plain tensors: "
-        "where you trust the file, save its state_dict() alone, as safetensors or with torch.save"
+        f"holds a pickled Python object ({named[1]}), which could run code, and is refused; expected plain "
+        "tensors: where you trust the file, save its state_dict() alone, as safetensors or with torch.save"
     )
 
 

@@ -57,7 +57,7 @@ class AllToOne(LabelMap):
         return torch.full_like(labels, int(self.target or 0))
 
     def victims(self, labels: Tensor, num_classes: int) -> Tensor:
-        return labels != self.target
+        return labels.ne(int(self.target or 0))
 
 
 class AllToAll(LabelMap):

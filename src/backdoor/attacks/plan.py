@@ -59,11 +59,11 @@ class PoisonGroup:
 
     def pool(self, labels: Tensor, num_classes: int) -> Tensor:
         """bool (N,): the rows that may be drawn."""
-        target = self.label_map.target
+        target = -1 if self.label_map.target is None else self.label_map.target
         if self.label_map.clean_label or self.eligible == "target":
-            return labels == target
+            return labels.eq(target)
         if self.eligible == "non_target":
-            return labels != target
+            return labels.ne(target)
         if self.eligible == "victims":
             return self.label_map.victims(labels, num_classes)
         return torch.ones_like(labels, dtype=torch.bool)
@@ -77,7 +77,7 @@ class PoisonGroup:
         rows = (self.pool(labels, num_classes) & free).nonzero().flatten()
         bases = {"train": len(labels), "eligible": len(rows), "class": 0}
         if self.ratio_of == "class":
-            bases["class"] = int((labels == self.label_map.target).sum())
+            bases["class"] = int(labels.eq(int(self.label_map.target or 0)).sum())
         base = bases[self.ratio_of]
         count = math.floor(self.ratio * base + 0.5)
         if count > len(rows):
@@ -128,15 +128,15 @@ class PoisonPlan:
             labels=self.labels.numpy(),
             role=self.role.numpy(),
             roles=np.array(self.roles, dtype=np.str_),
-            total=np.int64(self.total),
+            total=np.array(self.total),
         )
 
     @staticmethod
     def load(path: Path) -> PoisonPlan:
         """Read what `save` wrote."""
         with np.load(path, allow_pickle=False) as file:
-            parts = [torch.from_numpy(file[name]) for name in ("rows", "labels", "role")]
-            return PoisonPlan(*parts, tuple(str(name) for name in file["roles"]), int(file["total"]))
+            rows, labels, role = (torch.from_numpy(file[name]) for name in ("rows", "labels", "role"))
+            return PoisonPlan(rows, labels, role, tuple(str(name) for name in file["roles"]), int(file["total"]))
 
 
 def save_npz(path: Path, **arrays: np.ndarray) -> None:

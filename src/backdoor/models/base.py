@@ -19,12 +19,12 @@ class ImageClassifier(nn.Module):
         width: D.
         num_classes: K.
         mean, std: one value a channel; saved with the weights, so that a checkpoint is whole by itself.
-        resize: side in pixels that images are resized to inside the model (bilinear, antialiased); None = as they
-            are.
+        resize: side in pixels that images are resized to inside the model (bilinear, antialiased); None = as
+            they are.
 
     Attributes:
-        foreign_keys: (regular expression, replacement) pairs that turn the parameter names of well-known other
-            code into ours, applied in order by `load_weights`.
+        foreign_keys: (regular expression, replacement) pairs that turn the parameter names of well-known
+            other code into ours, applied in order by `load_weights`.
 
     Raises:
         UserError: as many means as standard deviations, all of these > 0, and `resize` >= 1 are expected.

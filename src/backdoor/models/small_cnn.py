@@ -20,14 +20,14 @@ def small_cnn(
     width: int = 32,
     resize: int | None = None,
 ) -> ImageClassifier:
-    """Three conv-BN-ReLU-pool blocks of `width`, 2 `width` and 4 `width` channels, then global average pooling.
+    """Three conv-BN-ReLU-pool blocks of 1, 2 and 4 times `width` channels, then global average pooling.
 
     Raises:
         UserError: images under 8 pixels, which three poolings would leave nothing of; width < 1.
     """
     if (resize or image_size) < 8:
         raise UserError(
-            f"model=small_cnn: expected images of at least 8 pixels, got {resize or image_size}; set model.resize"
+            f"model=small_cnn: expected 8 pixels or more, got {resize or image_size}; set model.resize"
         )
     if width < 1:
         raise UserError(f"model.width={width}: expected at least 1")

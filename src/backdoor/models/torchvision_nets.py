@@ -23,7 +23,7 @@ class TorchvisionClassifier(ImageClassifier):
     Args:
         net: the network without its last linear layer, its modules named as in torchvision.
         width: D.
-        head: the name of that last layer in torchvision, so that checkpoints of torchvision's form can be read.
+        head: the name of that last layer in torchvision, so that torchvision's checkpoints can be read.
         num_classes, mean, std, resize: as in `ImageClassifier`.
     """
 
@@ -98,15 +98,15 @@ def resnet18(small: bool, channels: int, size: int) -> Parts:
     net = tv.resnet18(weights=None)
     if small:
         replace_first_conv(net, in_channels=channels, kernel_size=3, stride=1, padding=1)
-        net.maxpool = nn.Identity()  # type: ignore[assignment]
+        net.maxpool = nn.Identity()
     else:
         replace_first_conv(net, in_channels=channels)
-    net.fc = nn.Identity()  # type: ignore[assignment]
+    net.fc = nn.Identity()
     return net, 512, "fc"
 
 
 def vgg(build: Callable[..., tv.VGG]) -> Callable[[bool, int, int], Parts]:
-    """VGG; `small` has no hidden fully connected layers (120 M of its 140 M parameters), as is usual on CIFAR."""
+    """VGG; `small` has no hidden fully connected layers (120 M of 140 M parameters), as is usual on CIFAR."""
 
     def make(small: bool, channels: int, size: int) -> Parts:
         net = build(weights=None)
@@ -118,7 +118,7 @@ def vgg(build: Callable[..., tv.VGG]) -> Callable[[bool, int, int], Parts]:
             if isinstance(part, nn.MaxPool2d):
                 part.ceil_mode = True  # five poolings leave nothing of 28 pixels otherwise; at 32 the same
         net.avgpool = nn.AdaptiveAvgPool2d(1)
-        net.classifier = nn.Identity()  # type: ignore[assignment]
+        net.classifier = nn.Identity()
         return net, 512, "classifier"
 
     return make
@@ -132,7 +132,7 @@ def densenet161(small: bool, channels: int, size: int) -> Parts:
         net.features.pool0 = nn.Identity()
     else:
         replace_first_conv(net, in_channels=channels)
-    net.classifier = nn.Identity()  # type: ignore[assignment]
+    net.classifier = nn.Identity()
     return net, 2208, "classifier"
 
 
@@ -177,7 +177,7 @@ def vit_b_16(small: bool, channels: int, size: int) -> Parts:
             net.conv_proj.weight, std=(1 / (channels * patch * patch)) ** 0.5
         )  # torchvision's
         nn.init.zeros_(net.conv_proj.bias)
-    net.heads = nn.Identity()  # type: ignore[assignment]
+    net.heads = nn.Identity()
     return net, 768, "heads.head"
 
 

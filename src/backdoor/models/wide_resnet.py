@@ -60,7 +60,7 @@ class WideBackbone(nn.Module):
 class WideResNet(ImageClassifier):
     """WRN-depth-widen; WRN-16-1 has 175,066 parameters for three channels and ten classes.
 
-    Convolutions start from a normal of variance 2 / (k * k * out), the head's bias from 0, as in the ABL code.
+    Convolutions start from a normal of variance 2 / (k * k * out), the head's bias from 0, as in ABL's code.
 
     Raises:
         UserError: a `depth` that is not 6n + 4; `widen` < 1.

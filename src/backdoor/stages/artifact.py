@@ -71,4 +71,7 @@ def load_outcome(
         load_weights(model, folder / "model.safetensors", setting="store.dir")
         model = context.place(model)
         model.eval()
-    return Outcome(replace(state, model=model, **parts), record["history"]), float(record["seconds"])
+    loaded = replace(
+        state, model=model, scores=parts["scores"], groups=parts["groups"], findings=parts["findings"]
+    )
+    return Outcome(loaded, record["history"]), float(record["seconds"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -95,7 +96,7 @@ class Fit:
             callbacks=self.callbacks,
             **self.loader,
         )
-        result = State(**{**state.__dict__, "model": model})
+        result = replace(state, model=model)
         for callback in self.callbacks:
             if isinstance(callback, Contributor):
                 result = callback.contribute(result)

@@ -18,7 +18,7 @@ from backdoor.state import State
 
 
 class LossGapIsolation(pl.Callback):
-    """Ranks the train set by its loss and flags the lowest share as `suspect` (ABL, section 3.2).
+    """Ranks the train set by its loss and flags the lowest share as `suspect` (ABL, section 3).
 
     The ranking is the mean over the last epochs of one pass each, in eval mode, fp32, without augmentation: one epoch's
     ranking swings with BatchNorm's noise (see the README of this folder).

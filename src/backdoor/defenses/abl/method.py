@@ -14,7 +14,7 @@ REDUCTIONS = ("batch", "sample")
 def signed_floor(losses: Tensor, *, level: float, form: str = "lga", reduction: str = "batch") -> Tensor:
     """A loss that will not stay below `level`: descent above it, ascent below it.
 
-    `lga` is sign(L - level) * L (ABL, equation 3: "local gradient ascent", gamma = 0.5); `flooding` is
+    `lga` is sign(L - level) * L (ABL, section 3: "local gradient ascent", gamma = 0.5); `flooding` is
     |L - level| + level (Ishida et al. 2020, equation 2; the authors' code trains with it, b = 0.5). Both have the gradient
     sign(L - level) * grad L, so they train alike and differ only in the value that is logged.
 
@@ -43,7 +43,7 @@ def signed_floor(losses: Tensor, *, level: float, form: str = "lga", reduction: 
 
 
 def lowest_rows(losses: Tensor, ratio: float) -> Tensor:
-    """bool (N,): the int(N * ratio) rows of the lowest loss, at least one (ABL, section 3.2: 1 % of the data).
+    """bool (N,): the int(N * ratio) rows of the lowest loss, at least one (ABL, section 3: 1 % of the data).
 
     Raises:
         UserError: `ratio` outside (0, 1).

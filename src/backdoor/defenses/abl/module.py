@@ -38,7 +38,7 @@ class LocalGradientAscent(Classifier):
 
 
 class GradientAscent(StageModule):
-    """Unlearning: maximise the cross-entropy of the isolated rows (ABL, section 3.3).
+    """Unlearning: maximise the cross-entropy of the isolated rows (ABL, section 3).
 
     Args:
         bn_mode: `train` lets BatchNorm use and update batch statistics, as the authors' code does, and most of the
@@ -70,7 +70,7 @@ class GradientAscent(StageModule):
 
 
 class JointAscent(StageModule):
-    """The paper's formulation: descent on the kept rows and ascent on the isolated ones in the same step (equation 4).
+    """The paper's formulation: descent on the kept rows and ascent on the isolated ones in the same step.
 
     Batches are drawn from all rows, so that BatchNorm sees the data's own mixture. The loss is
     E_kept[CE] - weight * E_isolated[CE], each mean taken inside the batch.

@@ -1,0 +1,158 @@
+"""Chains of stages: checked first, controls aside, artifacts shared by whoever begins alike."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import QUICK, read_json
+from test_context import small_context, small_state
+
+from backdoor.errors import UserError
+from backdoor.modules import Classifier
+from backdoor.stages import Fit, Outcome, Pipeline, Step, check_chain
+from backdoor.state import State
+from backdoor.store import Store
+
+
+class Mark:
+    """A stage that writes what it saw into a finding, and counts how often it ran."""
+
+    enabled = True
+
+    def __init__(self, finding: str, *, requires=(), control=False) -> None:
+        self.requires, self.provides, self.control = frozenset(requires), frozenset({finding}), control
+        self.finding, self.ran = finding, 0
+
+    def run(self, state: State, context, *, name, work) -> Outcome:
+        self.ran += 1
+        seen = ",".join(sorted(state.findings))
+        return Outcome(replace(state, findings={**state.findings, self.finding: f"{name} after [{seen}]"}))
+
+
+def step(name: str, **options) -> Step:
+    return Step(name, Mark(name, **options), {"mark": name})
+
+
+def pipeline(root, keys=None, common="same") -> Pipeline:
+    return Pipeline(Store(root), small_context(), keys={"train": "rows", **(keys or {})}, common=common)
+
+
+@pytest.mark.parametrize(
+    ("need", "hint"),
+    [
+        ("reserved", "set reserved, for instance reserved=0.05"),
+        ("suspect", "attack.isolated must name an isolation"),
+        ("model", "an earlier stage must train one"),
+        ("other", "add a stage that provides other"),
+    ],
+)
+def test_a_need_that_is_not_met_is_refused_with_a_hint_before_any_stage_runs(tmp_path, need, hint):
+    steps = [step("first"), step("second", requires=[need])]
+    with pytest.raises(UserError, match=f"stage second needs {need}.*{hint}"):
+        check_chain(steps, {"train"}, "defense=test")
+    with pytest.raises(UserError, match=f"stage second needs {need}"):
+        pipeline(tmp_path).run(small_state(), steps, lambda finished: None)
+    assert steps[0].stage.ran == 0
+
+
+def test_what_a_control_provides_does_not_count():
+    steps = [step("control", control=True), step("second", requires=["control"])]
+    with pytest.raises(UserError, match="second needs control"):
+        check_chain(steps, {"train"}, "defense=test")
+    check_chain([step("first"), step("second", requires=["first"])], {"train"}, "defense=test")
+
+
+def test_a_control_is_reported_and_does_not_feed_the_next_stage(tmp_path):
+    seen = {}
+    steps = [step("first"), step("control", control=True), step("last")]
+    state = pipeline(tmp_path).run(small_state(), steps, lambda end: seen.update({end.step.name: end.state.findings}))
+    assert seen["control"]["control"] == "control after [first]"
+    assert state.findings == {"first": "first after []", "last": "last after [first]"}
+
+
+def test_stages_are_shared_by_their_inputs_alone(tmp_path):
+    hits = {}
+
+    def run(name: str, middle: str, **keys: str) -> None:
+        chain = [step("alone"), step(middle), step("needs", requires=[middle])]
+        ends = []
+        pipeline(tmp_path, keys).run(small_state(), chain, ends.append)
+        hits[name] = [end.hit for end in ends]
+
+    run("first", "one")
+    run("again", "one")
+    run("other middle", "two")
+    run("other victim", "one", model="another")
+    run("other data", "one", train="other rows")
+    assert hits == {
+        "first": [False, False, False],
+        "again": [True, True, True],
+        "other middle": [True, False, False],
+        "other victim": [True, True, True],  # no stage of this chain looks at the model
+        "other data": [False, False, False],
+    }
+
+
+def test_a_stage_after_another_model_is_made_anew(tmp_path):
+    """The key holds the keys of the inputs, so that a changed beginning changes all that follows from it."""
+
+    def ends(epochs: int) -> list[bool]:
+        found: list[bool] = []
+        make = {"module": lambda **kwargs: Classifier(lr=0.1, **kwargs), "batch_size": 10}
+        steps = [
+            Step("train", Fit(epochs=epochs, **make), {"epochs": epochs}),
+            Step("tune", Fit(epochs=1, model="current", **make), {"epochs": 1}),
+        ]
+        pipeline(tmp_path).run(small_state(), steps, lambda end: found.append(end.hit))
+        return found
+
+    assert [ends(1), ends(1), ends(2), ends(1)] == [[False, False], [True, True], [False, False], [True, True]]
+
+
+def test_a_stage_from_the_store_gives_the_same_model(tmp_path):
+    stage = Fit(epochs=2, module=lambda **kwargs: Classifier(lr=0.1, **kwargs), batch_size=10)
+    ends = []
+    for _ in range(2):
+        pipeline(tmp_path).run(small_state(), [Step("train", stage, "same")], ends.append)
+    made, loaded = ends
+    assert (made.hit, loaded.hit) == (False, True)
+    assert made.history == loaded.history
+    images = torch.rand(5, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(made.state.model(images), loaded.state.model(images))
+
+
+def stored(folder) -> dict[str, bool]:
+    return {stage["name"]: stage["stored"] for stage in read_json(folder)["stages"]}
+
+
+def test_runs_share_what_begins_alike(command, tmp_path):
+    """abl, then abl with other unlearning, without fine-tuning, and abl_joint: isolation is trained once."""
+    cache = tmp_path / "cache"
+    runs = {
+        "abl": ("defense=abl",),
+        "longer": ("defense=abl", "defense.stages.unlearn.epochs=4"),
+        "short": ("defense=abl", "~defense.stages.finetune"),
+        "joint": ("defense=abl_joint",),
+        "isolated otherwise": ("defense=abl", "defense.isolation_ratio=0.1"),
+    }
+    found = {}
+    for name, words in runs.items():
+        folder = tmp_path / name.replace(" ", "_")
+        status, _, said = command(*QUICK, *words, f"hydra.run.dir={folder}", cache=cache)
+        assert status == 0, said
+        found[name] = stored(folder)
+    old = {"victim": True, "isolate": True}
+    assert not any(found["abl"].values())
+    assert found["longer"] == {**old, "finetune": True, "control": False, "unlearn": False}
+    assert found["short"] == {**old, "control": False, "unlearn": False}
+    assert found["joint"] == {**old, "joint": False}
+    assert found["isolated otherwise"] == {
+        "victim": True,
+        "isolate": False,
+        "finetune": False,
+        "control": False,
+        "unlearn": False,
+    }
+    assert len([path for path in (cache / "victim").iterdir() if path.is_dir()]) == 1

@@ -55,9 +55,7 @@ def kornia_ops(size: int, sequential: bool) -> Augment:
     from kornia.augmentation import AugmentationSequential, RandomCrop, RandomHorizontalFlip
 
     steps = (RandomCrop((size, size), padding=padding_of(size)), RandomHorizontalFlip())
-    pipeline = (
-        AugmentationSequential(*steps, data_keys=["input"]) if sequential else torch.nn.Sequential(*steps)
-    )
+    pipeline = AugmentationSequential(*steps, data_keys=["input"]) if sequential else torch.nn.Sequential(*steps)
     return lambda images, generator: pipeline(images.float())
 
 

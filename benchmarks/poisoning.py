@@ -31,7 +31,9 @@ Pixels = NDArray[np.uint8]
 Paint = Callable[[Pixels], Pixels]
 
 
-def loops(images: Pixels, paint: Paint, in_pil: Callable[[Image.Image], Image.Image]) -> dict[str, Callable[[], object]]:
+def loops(
+    images: Pixels, paint: Paint, in_pil: Callable[[Image.Image], Image.Image]
+) -> dict[str, Callable[[], object]]:
     """The three loops over images (N, H, W, 3)."""
     out = np.empty_like(images)
     files = [png(Image.fromarray(image)) for image in images]
@@ -87,7 +89,12 @@ def blend_loops(images: Pixels, trigger: BlendNoise) -> dict[str, Callable[[], o
 
 
 def compare(
-    name: str, images: torch.Tensor, trigger: Trigger, slow: dict[str, Callable[[], object]], scale: float, turns: int
+    name: str,
+    images: torch.Tensor,
+    trigger: Trigger,
+    slow: dict[str, Callable[[], object]],
+    scale: float,
+    turns: int,
 ) -> None:
     """Measure in turns and print the ratios."""
     rows = torch.arange(len(images))

@@ -67,6 +67,7 @@ def main() -> None:
     add_data_root(parser)
     add_cache(parser)
     parser.add_argument("--items", type=int, default=1500, help="images of the batch-size-1 loop")
+    parser.add_argument("--count", type=int, default=50_000, help="images that sample_losses scores")
     parser.add_argument("--device", default="cpu")
     parser.set_defaults(turns=3)
     args = parser.parse_args()
@@ -78,7 +79,7 @@ def main() -> None:
     model.load_state_dict(plain.state_dict())
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     with cache_folder(args.cache) as cache:
-        train = cifar(args.data_root, cache).train.open()
+        train = cifar(args.data_root, cache).train.open().take(torch.arange(args.count))
         items = Items(train, args.items)
         found = torch.tensor(one_by_one(plain, items, device))
         torch.testing.assert_close(found, sample_losses(model, train)[: args.items], atol=1e-4, rtol=1e-4)

@@ -18,7 +18,7 @@ from backdoor.cli import run_command
 SRC = Path(__file__).parents[1] / "src"
 
 # The smallest network and the fewest steps: for tests whose claim does not depend on what is learnt.
-QUICK = ("model=small_cnn", "model.width=4", "trainer=debug", "trainer.monitor_images=0")
+QUICK = ("model=small_cnn", "model.width=4", "trainer=debug", "trainer.monitor_images=0", "threads=1")
 
 Completed = subprocess.CompletedProcess[str]
 RunCli = Callable[..., Completed]
@@ -26,7 +26,9 @@ RunCli = Callable[..., Completed]
 
 def environment(cache: Path, **more: str) -> dict[str, str]:
     """The environment of a user without a terminal; PYTHONPATH serves where the package is not installed."""
-    kept = {name: value for name, value in os.environ.items() if name not in ("HYDRA_FULL_ERROR", "WANDB_MODE")}
+    kept = {
+        name: value for name, value in os.environ.items() if name not in ("HYDRA_FULL_ERROR", "WANDB_MODE")
+    }
     path = os.pathsep.join(part for part in (str(SRC), os.environ.get("PYTHONPATH", "")) if part)
     return {**kept, "PYTHONPATH": path, "BACKDOOR_CACHE": str(cache), "CI": "true", **more}
 
@@ -54,7 +56,9 @@ def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run_cli(tmp_path: Path, cache_dir: Path) -> RunCli:
     """`run_cli("attack=badnets", env={...}, timeout=60)`: a real process in a working directory of its own."""
 
-    def call(*words: str, env: dict[str, str] | None = None, timeout: float = 240, cwd: Path | None = None) -> Completed:
+    def call(
+        *words: str, env: dict[str, str] | None = None, timeout: float = 240, cwd: Path | None = None
+    ) -> Completed:
         return subprocess.run(
             [sys.executable, "-m", "backdoor", *words],
             capture_output=True,

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import QUICK, read_json
 from PIL import Image
 from torch import nn
 
+from conftest import QUICK, read_json
 
 
 class Payload:
@@ -31,7 +31,9 @@ def tree(root: Path, classes: dict[str, list[str]], size: int = 16) -> Path:
             folder = root / part / name
             folder.mkdir(parents=True)
             for number in range(4):
-                Image.fromarray(random.integers(0, 256, (size, size, 3), dtype=np.uint8)).save(folder / f"{number}.png")
+                Image.fromarray(random.integers(0, 256, (size, size, 3), dtype=np.uint8)).save(
+                    folder / f"{number}.png"
+                )
     return root
 
 
@@ -77,6 +79,9 @@ MISTAKES = {
     "attack.ratoi=0.1": ["attack.ratoi", "did you mean 'ratio'"],
     "victim.epohcs=1": ["victim.epohcs", "did you mean 'epochs'"],
     "victim.module.schedule=cosin": ["victim", "schedule=cosin", "did you mean 'cosine'"],
+    "+victim.module.lrr=1": ["victim", "module", "lrr"],
+    "defense.stages.unlearn.module.bn_mode=eval": ["defense.stages.unlearn", "bn_mode=eval", "frozen"],
+    "defense.stages.isolate.module.form=lag": ["defense.stages.isolate", "form=lag", "'lga'"],
     "victim.rows=everything": ["victim", "rows=everything", "all"],
     "victim.epochs=0": ["victim", "epochs=0", "at least 1"],
     "trainer.precision=fp3": ["trainer.precision=fp3", "fp32"],
@@ -114,7 +119,10 @@ MISTAKES = {
     MODEL + "text.pt": ["attack.model="],
     "attack=external +trigger@attack.trigger=grid": ["attack.target", "target class"],
     "attack=external attack.poisoned_rows={files}/rows.npz": ["attack.poisoned_rows", "0 to 1436"],
-    "attack=external attack.isolated={files}/rows.npz defense=abl_unlearn": ["attack.isolated", "attack.train"],
+    "attack=external attack.isolated={files}/rows.npz defense=abl_unlearn": [
+        "attack.isolated",
+        "attack.train",
+    ],
     "defense=abl_unlearn": ["defense=abl_unlearn", "suspect", "attack.isolated"],
     # places
     "store.dir={files}/good.npz": ["store.dir=", "writable"],
@@ -161,7 +169,9 @@ def test_what_went_wrong_is_in_the_folder_and_what_was_there_is_kept(command, tm
 def test_a_real_process_exits_with_two_and_one_line(run_cli):
     done = run_cli("attack.ratio=2", timeout=120)
     assert done.returncode == 2
-    assert done.stderr.splitlines() == [line for line in done.stderr.splitlines() if line.startswith("error: attack.ratio=2")]
+    assert done.stderr.splitlines() == [
+        line for line in done.stderr.splitlines() if line.startswith("error: attack.ratio=2")
+    ]
     assert len(done.stderr.splitlines()) == 1
 
 

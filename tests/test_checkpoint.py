@@ -19,7 +19,7 @@ import torchvision.models as tv
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from backdoor.checkpoint import load_weights, save_weights
+from backdoor.checkpoint import load_weights, rename, save_weights
 from backdoor.errors import UserError
 from backdoor.models import ImageClassifier, WideResNet, preact_resnet18, small_cnn, torchvision_net
 
@@ -100,12 +100,12 @@ def refused(model: nn.Module, path: Path, said: str) -> str:
 
 def test_safetensors_round_trip_is_bit_identical(tmp_path: Path) -> None:
     path, saved, loaded = tmp_path / "model.safetensors", wrn(1, mean=0.4), wrn(2)
-    save_weights(saved.to(memory_format=torch.channels_last), path, {"epoch": "3"})  # type: ignore[call-overload]
+    save_weights(saved.to(memory_format=torch.channels_last), path, {"epoch": "3"})
     assert not identical(saved, loaded)
     load_weights(loaded, path)
     assert identical(saved, loaded)
     images = torch.rand(4, 3, 32, 32)
-    loaded.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    loaded.to(memory_format=torch.channels_last)
     with torch.no_grad():
         assert torch.equal(saved(images), loaded(images))
     assert os.listdir(tmp_path) == ["model.safetensors"]
@@ -119,7 +119,7 @@ def test_tied_weights_and_special_values_come_back(tmp_path: Path) -> None:
         return nn.Sequential(first, second)
 
     saved, loaded = tied(), tied()
-    saved[0].bias.data = torch.tensor([float("inf"), -0.0, 1e-45])  # type: ignore[index, union-attr]
+    saved[0].bias.data = torch.tensor([float("inf"), -0.0, 1e-45])  # type: ignore[index]
     save_weights(saved, tmp_path / "m.safetensors")
     load_weights(loaded, tmp_path / "m.safetensors")
     for name, value in saved.state_dict().items():
@@ -134,9 +134,17 @@ def test_a_plain_state_dict(tmp_path: Path, suffix: str) -> None:
     assert identical(saved, loaded)
 
 
-@pytest.mark.parametrize("key", ["state_dict", "model_state_dict", "model", "net"])
 @pytest.mark.parametrize(
-    "prefix", ["", "module.", "_orig_mod.", "model.", "_orig_mod.module.", "model._orig_mod."]
+    ("key", "prefix"),
+    [
+        ("state_dict", ""),
+        ("state_dict", "module."),
+        ("state_dict", "model."),
+        ("state_dict", "model._orig_mod."),
+        ("model_state_dict", "_orig_mod."),
+        ("model", "_orig_mod.module."),
+        ("net", "module."),
+    ],
 )
 def test_nested_and_wrapped(tmp_path: Path, key: str, prefix: str) -> None:
     saved, loaded, path = wrn(1), wrn(2), tmp_path / "m.pt"
@@ -186,7 +194,7 @@ def test_backdoorbench_names(tmp_path: Path, final_bn: bool) -> None:
     assert identical(saved, loaded)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_large", "efficientnet_b3"])
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_large"])
 def test_torchvision_names(tmp_path: Path, name: str) -> None:
     torch.manual_seed(0)
     theirs = scattered(getattr(tv, name)(weights=None, num_classes=10), 3).eval()
@@ -198,25 +206,29 @@ def test_torchvision_names(tmp_path: Path, name: str) -> None:
         torch.testing.assert_close(ours(images), theirs((images - 0.5) / 0.25))
 
 
-def test_every_torchvision_net_knows_the_name_of_its_head() -> None:
-    for name in ("vgg19_bn", "densenet161", "convnext_tiny"):
-        with torch.device("meta"):
-            theirs = getattr(tv, name)(weights=None, num_classes=10).state_dict()
+@pytest.mark.parametrize("name", ["vgg19", "vgg19_bn", "densenet161", "convnext_tiny", "efficientnet_b3"])
+def test_torchvision_names_of_the_large(name: str) -> None:
+    with torch.device("meta"):  # names and shapes alone
+        theirs = getattr(tv, name)(weights=None, num_classes=10).state_dict()
         ours = torchvision_net(name=name, num_classes=10, mean=[0.5] * 3, std=[0.25] * 3, stem="imagenet")
-        renamed = set()
-        for key in theirs:
-            for pattern, replacement in ours.foreign_keys:
-                key = re.sub(pattern, replacement, key)
-            renamed.add(key)
-        assert renamed | {"mean", "std"} == ours.state_dict().keys(), name
+    own = {key: value.shape for key, value in ours.state_dict().items() if key not in ("mean", "std")}
+    assert {key: value.shape for key, value in rename(theirs, own, ours.foreign_keys).items()} == own
+
+
+def test_torchvision_names_of_vit() -> None:
+    with torch.device("meta"):
+        theirs = tv.vit_b_16(weights=None, num_classes=10).state_dict()
+        options: dict[str, Any] = {"num_classes": 10, "mean": [0.5] * 3, "std": [0.25] * 3}
+        ours = torchvision_net(name="vit_b_16", stem="imagenet", resize=224, **options)
+    own = {key: value.shape for key, value in ours.state_dict().items() if key not in ("mean", "std")}
+    assert {key: value.shape for key, value in rename(theirs, own, ours.foreign_keys).items()} == own
 
 
 def test_another_architecture_names_the_first_keys(tmp_path: Path) -> None:
     other = small_cnn(num_classes=10, mean=[0.5] * 3, std=[0.25] * 3)
     save_weights(other, tmp_path / "m.safetensors")
-    message = refused(
-        wrn(1), tmp_path / "m.safetensors", "missing backbone.conv1.weight, backbone.groups.0.0.bn1"
-    )
+    said = "missing backbone.conv1.weight, backbone.groups.0.0.bn1"
+    message = refused(wrn(1), tmp_path / "m.safetensors", said)
     assert "unexpected backbone.0.weight" in message
     assert "model=" in message
     assert re.search(r"and \d+ more", message)
@@ -251,22 +263,15 @@ def test_truncated(tmp_path: Path, suffix: str, share: float) -> None:
     refused(model, path, "not a readable")
 
 
-def test_corrupt_bytes_never_escape_as_another_error(tmp_path: Path) -> None:
+def test_any_cut_ends_in_the_one_line(tmp_path: Path) -> None:
+    # torch's unpickler ends in IndexError, struct.error, AssertionError and others, by where the bytes stop.
     model, path = nn.Linear(2, 2), tmp_path / "m.pt"
     torch.save(model.state_dict(), path, _use_new_zipfile_serialization=False)
-    whole, generator = path.read_bytes(), np.random.default_rng(0)
-    seen = 0
-    for _ in range(200):
-        damaged = bytearray(whole)
-        for position in generator.integers(len(whole), size=4):
-            damaged[position] = generator.integers(256)
-        path.write_bytes(damaged)
-        try:
-            load_weights(model, path)  # damage to the numbers themselves cannot be seen
-        except UserError as error:
-            assert "\n" not in str(error)
-            seen += 1
-    assert seen > 50
+    whole = path.read_bytes()
+    for cut in range(0, len(whole) - 1, 3):
+        path.write_bytes(whole[:cut])
+        # A cut inside the name of an object leaves the name of another one.
+        refused(model, path, "not a readable checkpoint: damaged|pickled Python object")
 
 
 @pytest.mark.parametrize(
@@ -277,6 +282,7 @@ def test_not_a_checkpoint_at_all(tmp_path: Path, content: bytes, suffix: str) ->
     (tmp_path / f"m{suffix}").write_bytes(content)
     message = refused(wrn(1), tmp_path / f"m{suffix}", "not a readable")
     assert "pickled Python object" not in message, "a damaged file is not accused of code"
+    assert "weights_only" not in message, "no advice to load it unsafely"
 
 
 @pytest.mark.parametrize(
@@ -289,7 +295,9 @@ def test_no_state_dict_inside(tmp_path: Path, content: Any) -> None:
 
 def test_numpy_scalars_are_refused_by_name(tmp_path: Path) -> None:
     torch.save({"state_dict": wrn(1).state_dict(), "clean_acc": np.float64(85.4)}, tmp_path / "m.pt")
-    said = r"pickled Python object \(numpy\.\S*scalar\), which could run code, and is refused; .*save its state_dict"
+    said = (
+        r"pickled Python object \(numpy\.\S*scalar\), which could run code, and is refused; .*its state_dict"
+    )
     refused(wrn(1), tmp_path / "m.pt", said)
 
 

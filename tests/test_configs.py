@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from conftest import QUICK, read_json
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
@@ -18,6 +17,7 @@ from sklearn.datasets import load_digits
 
 from backdoor.confdir import conf_dir
 from backdoor.data.sources import Source
+from conftest import QUICK, read_json
 
 CONF = Path(conf_dir())
 YAML = sorted(path.relative_to(CONF).as_posix() for path in CONF.rglob("*.yaml"))
@@ -63,7 +63,12 @@ def test_each_file_says_what_it_is_and_names_what_exists(name):
 
 
 @pytest.mark.parametrize(
-    "choice", [f"{group}={name}" for group in ("attack", "defense", "data", "model", "trainer", "logger", "victim") for name in choices(group)]
+    "choice",
+    [
+        f"{group}={name}"
+        for group in ("attack", "defense", "data", "model", "trainer", "logger", "victim")
+        for name in choices(group)
+    ],
 )
 def test_each_choice_composes_and_resolves(choice):
     cfg = composed(choice, *REQUIRED.get(choice, ()))

@@ -1,4 +1,4 @@
-"""Every model of conf/model keeps the contract; WRN-16-1 is the network of the ABL card."""
+"""Every model of conf/model keeps the contract; WRN-16-1 is the network of the ABL paper's code."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_channels_last_and_bf16(standard: tuple[str, ImageClassifier]) -> None:
     model, images = standard[1], pictures()
     with torch.no_grad():
         expected = model(images)
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model.to(memory_format=torch.channels_last)
         images = images.contiguous(memory_format=torch.channels_last)
         with torch.autocast("cpu", torch.bfloat16):
             logits = model(images)
@@ -196,7 +196,7 @@ def test_imagenet_stem_is_torchvisions_own_network() -> None:
 
 
 def slow_wrn16_1(weights: dict[str, Tensor], image: Tensor) -> Tensor:
-    """Logits of one normalised image (3, 32, 32), written from section 6 of the ABL card, without torch.nn's layers."""
+    """Logits of one normalised image (3, 32, 32), written from the paper's description without torch.nn."""
 
     def conv(x: Tensor, kernel: Tensor, stride: int) -> Tensor:
         side, pad = kernel.shape[-1], kernel.shape[-1] // 2

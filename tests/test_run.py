@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import QUICK, environment, numbers, read_json
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from PIL import Image
@@ -23,9 +22,17 @@ from safetensors.torch import load_file
 
 from backdoor.attacks import PoisonPlan
 from backdoor.checkpoint import load_weights
+from conftest import QUICK, environment, numbers, read_json
 
 # Enough epochs that a kill in the middle and a difference between runs would show, few enough to be quick.
-SHORT = ("model=small_cnn", "model.width=8", "victim.epochs=6", "trainer.monitor_images=0", "trainer.precision=fp32")
+SHORT = (
+    "model=small_cnn",
+    "model.width=8",
+    "victim.epochs=6",
+    "trainer.monitor_images=0",
+    "trainer.precision=fp32",
+    "threads=1",  # as QUICK: two processes that each want every core hinder one another
+)
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -35,9 +42,8 @@ def default_run(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> Pa
     """The command that a newcomer types, once for all tests."""
     folder = tmp_path_factory.mktemp("default") / "run"
     words = ("attack=badnets", "defense=abl", f"hydra.run.dir={folder}")
-    done = start(cache_dir, folder.parent, *words).communicate(timeout=800)
-    assert (folder / "result.json").exists(), done
-    (folder.parent / "said.txt").write_text(done[0])
+    said = finish(start(cache_dir, folder.parent, *words))
+    (folder.parent / "said.txt").write_text(said)
     return folder
 
 
@@ -54,8 +60,8 @@ def start(cache: Path, cwd: Path, *words: str) -> subprocess.Popen[str]:
 
 
 def finish(process: subprocess.Popen[str]) -> str:
-    said, _ = process.communicate(timeout=400)
-    assert process.returncode == 0, said
+    said, _ = process.communicate(timeout=800)
+    assert process.returncode == 0, f"exit status {process.returncode}: {said}"
     return said
 
 
@@ -185,13 +191,19 @@ def test_saved_is_evaluated(default_run, cache_dir):
 
 def test_weights_in_the_folder_are_the_stored_ones_bit_for_bit(default_run, cache_dir):
     in_folder = default_run / "weights" / "unlearn.safetensors"
-    stored = [path for path in cache_dir.glob("stage/*/model.safetensors") if path.read_bytes() == in_folder.read_bytes()]
+    stored = [
+        path
+        for path in cache_dir.glob("stage/*/model.safetensors")
+        if path.read_bytes() == in_folder.read_bytes()
+    ]
     assert stored
     cfg = OmegaConf.load(default_run / "config.yaml")
     logits = []
     images = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     for path in (in_folder, stored[0]):
-        model = instantiate(cfg.model, num_classes=10, in_channels=3, image_size=32, mean=[0.3] * 3, std=[0.4] * 3)
+        model = instantiate(
+            cfg.model, num_classes=10, in_channels=3, image_size=32, mean=[0.3] * 3, std=[0.4] * 3
+        )
         load_weights(model, path)
         with torch.no_grad():
             logits.append(model.eval()(images))
@@ -280,6 +292,11 @@ def poisoned_digits(default_run: Path, cache_dir: Path) -> tuple[np.ndarray, np.
     return split.images.permute(0, 2, 3, 1).numpy(), split.labels.numpy(), plan.rows.numpy()
 
 
+def isolated_rows(default_run: Path) -> int:
+    """As many as the recipe for digits isolates."""
+    return int(stage(default_run, "isolate")["detection"]["flagged"])
+
+
 @pytest.mark.parametrize("kind", ["folder", "npz"])
 def test_somebody_elses_poison(default_run, cache_dir, command, tmp_path, kind):
     images, labels, rows = poisoned_digits(default_run, cache_dir)
@@ -306,7 +323,7 @@ def test_somebody_elses_poison(default_run, cache_dir, command, tmp_path, kind):
     status, _, said = command(*QUICK, *words, f"hydra.run.dir={tmp_path / 'run'}")
     assert status == 0, said
     found = stage(tmp_path / "run", "isolate")["detection"]
-    assert (found["poisoned"], found["flagged"]) == (144, 71)
+    assert (found["poisoned"], found["flagged"]) == (144, isolated_rows(default_run))
     assert {"asr", "r_acc", "c_acc"} <= set(stage(tmp_path / "run", "victim"))
 
 
@@ -318,7 +335,8 @@ def test_what_cannot_be_known_is_absent(default_run, cache_dir, command, tmp_pat
     assert status == 0, said
     for entry in read_json(tmp_path / "run")["stages"]:
         assert not {"asr", "r_acc", "der", "c_acc_non_target"} & set(entry)
-        assert entry.get("detection", {"flagged": 71}) == {"flagged": 71}
+        assert set(entry.get("detection", {})) <= {"flagged"}
+    assert stage(tmp_path / "run", "isolate")["detection"]["flagged"] == isolated_rows(default_run)
 
 
 def test_quick_unlearning_from_a_run(default_run, run_cli, tmp_path):

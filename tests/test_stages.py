@@ -6,14 +6,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import QUICK, read_json
-from test_context import small_context, small_state
 
 from backdoor.errors import UserError
 from backdoor.modules import Classifier
 from backdoor.stages import Fit, Outcome, Pipeline, Step, check_chain
 from backdoor.state import State
 from backdoor.store import Store
+from conftest import QUICK, read_json
+from test_context import small_context, small_state
 
 
 class Mark:
@@ -67,7 +67,9 @@ def test_what_a_control_provides_does_not_count():
 def test_a_control_is_reported_and_does_not_feed_the_next_stage(tmp_path):
     seen = {}
     steps = [step("first"), step("control", control=True), step("last")]
-    state = pipeline(tmp_path).run(small_state(), steps, lambda end: seen.update({end.step.name: end.state.findings}))
+    state = pipeline(tmp_path).run(
+        small_state(), steps, lambda end: seen.update({end.step.name: end.state.findings})
+    )
     assert seen["control"]["control"] == "control after [first]"
     assert state.findings == {"first": "first after []", "last": "last after [first]"}
 
@@ -108,7 +110,12 @@ def test_a_stage_after_another_model_is_made_anew(tmp_path):
         pipeline(tmp_path).run(small_state(), steps, lambda end: found.append(end.hit))
         return found
 
-    assert [ends(1), ends(1), ends(2), ends(1)] == [[False, False], [True, True], [False, False], [True, True]]
+    assert [ends(1), ends(1), ends(2), ends(1)] == [
+        [False, False],
+        [True, True],
+        [False, False],
+        [True, True],
+    ]
 
 
 def test_a_stage_from_the_store_gives_the_same_model(tmp_path):

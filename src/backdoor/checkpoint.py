@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -83,7 +84,7 @@ def read_tensors(path: Path, setting: str) -> dict[str, Tensor]:
         )
     if path.suffix == ".safetensors":
         try:
-            return load_file(path)
+            return dict(sorted(load_file(path).items()))  # the file's own order is by dtype
         except (SafetensorError, OSError) as error:
             raise UserError(
                 f"{setting}={path}: not a readable safetensors file ({one_line(error)})"
@@ -97,9 +98,11 @@ def read_tensors(path: Path, setting: str) -> dict[str, Tensor]:
 
 def refusal(error: Exception) -> str:
     """Why `torch.load(weights_only=True)` refused: an object that is not plain tensors, or damage."""
-    named = re.search(r"GLOBAL (\S+)", str(error))
+    named = re.search(r"GLOBAL (\w+(?:\.\w+)+)", str(error))
     if named is None:
-        return f"not a readable checkpoint: damaged, or not a file of plain tensors ({one_line(error)})"
+        # The unpickler's own text is advice on how to load unsafely.
+        detail = "" if isinstance(error, pickle.UnpicklingError) else f" ({one_line(error)})"
+        return f"not a readable checkpoint: damaged, or not a file of plain tensors{detail}"
     return (
         f"holds a pickled Python object ({named[1]}), which could run code, and is refused; expected plain "
         "tensors: where you trust the file, save its state_dict() alone, as safetensors or with torch.save"

@@ -19,6 +19,12 @@ from backdoor.state import State
 SCHEDULES = ("constant", "cosine", "step", "one_cycle")
 
 
+def check_schedule(name: str) -> None:
+    """Raises UserError for an unknown schedule."""
+    if name not in SCHEDULES:
+        raise UserError(f"schedule={name}: {suggest(name, SCHEDULES)}")
+
+
 def schedule_factor(
     name: str, *, steps: int, milestones: Sequence[float], gamma: float, warmup: float
 ) -> Callable[[int], float]:
@@ -29,8 +35,7 @@ def schedule_factor(
             milestone; `one_cycle`, a linear rise over the share `warmup`, then a linear fall to 0 (Smith and Topin 2018).
         milestones: shares of the whole in (0, 1), so that a shortened run keeps its shape.
     """
-    if name not in SCHEDULES:
-        raise UserError(f"schedule={name}: {suggest(name, SCHEDULES)}")
+    check_schedule(name)
     total = max(1, steps)
 
     def factor(step: int) -> float:
@@ -71,6 +76,7 @@ class StageModule(pl.LightningModule):
         warmup: float = 0.3,
     ) -> None:
         super().__init__()
+        check_schedule(schedule)
         self.model, self.state = model, state
         self.lr, self.weight_decay = lr, weight_decay
         self.momentum, self.nesterov = momentum, nesterov and momentum > 0

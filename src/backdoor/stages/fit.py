@@ -10,7 +10,7 @@ from typing import Protocol, runtime_checkable
 
 import pytorch_lightning as pl
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from backdoor.context import RunContext
 from backdoor.errors import UserError, suggest
@@ -30,6 +30,23 @@ class Contributor(Protocol):
     def contribute(self, state: State) -> State:
         """The state with the findings in it."""
         ...
+
+
+def try_module(module: Callable[..., pl.LightningModule]) -> None:
+    """Build the module on a toy, so that its settings are refused at once and not after the stages before it.
+
+    Raises:
+        UserError: a setting that the module refuses or does not know.
+    """
+    labels = torch.zeros(2, dtype=torch.int64)
+    split = Split.of(torch.zeros(2, 1, 1, 1, dtype=torch.uint8), labels)
+    toy = State(split, 2, reserved=split, groups={"suspect": labels.bool()})
+    try:
+        module(model=nn.Identity(), state=toy)
+    except TypeError as error:
+        raise UserError(f"module: {error}") from None
+    except (AttributeError, KeyError):  # it reads more of a model or a state than the toy has
+        return
 
 
 class Fit:
@@ -69,6 +86,7 @@ class Fit:
         for setting, number in (("epochs", epochs), ("batch_size", batch_size), ("steps", steps or 1)):
             if number < 1:
                 raise UserError(f"{setting}={number}: expected at least 1")
+        try_module(module)
         self.module, self.model, self.rows = module, model, rows
         self.epochs, self.steps = epochs, steps
         self.loader = {"batch_size": batch_size, "augment": augment, "drop_last": drop_last}

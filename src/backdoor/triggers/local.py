@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from backdoor.errors import UserError
-from backdoor.triggers.base import CPU_CHUNK, Shape, Trigger, fit_channels, shape_of, to_levels
+from backdoor.triggers.base import CPU_CHUNK, Shape, Trigger, fit_channels, one_thread, shape_of, to_levels
 
 ANCHORS = ("top_left", "top_right", "bottom_left", "bottom_right", "center")
 
@@ -70,11 +70,12 @@ class Local(Trigger):
         for piece in self._on(images):
             covered = piece.of(images)  # only these pixels are read and written
             pixels, step = covered.numpy(), max(1, CPU_CHUNK // max(1, covered[0:1].numel()))
-            for some in rows.split(step):
-                where = some.numpy()
-                before = torch.from_numpy(pixels[where])
-                levels = to_levels(before)
-                pixels[where] = self.finish(self.mix(levels, piece), levels, before).numpy()
+            with one_thread():
+                for some in rows.split(step):
+                    where = some.numpy()
+                    before = torch.from_numpy(pixels[where])
+                    levels = to_levels(before)
+                    pixels[where] = self.finish(self.mix(levels, piece), levels, before).numpy()
 
     def _on(self, images: Tensor) -> list[Piece]:
         """`pieces` for the shape and device of `images`, made once."""

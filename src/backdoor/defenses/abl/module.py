@@ -30,6 +30,7 @@ class LocalGradientAscent(Classifier):
         if level < 0:
             raise UserError(f"level={level}: expected a loss of at least 0, for instance 0.5")
         self.options = {"level": level, "form": form, "reduction": reduction}
+        signed_floor(torch.ones(1), **self.options)  # type: ignore[arg-type]  # refuses an unknown choice now
 
     def loss(self, logits: Tensor, batch: Batch) -> Tensor:
         """The floored cross-entropy, a scalar."""

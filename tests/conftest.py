@@ -26,9 +26,7 @@ RunCli = Callable[..., Completed]
 
 def environment(cache: Path, **more: str) -> dict[str, str]:
     """The environment of a user without a terminal; PYTHONPATH serves where the package is not installed."""
-    kept = {
-        name: value for name, value in os.environ.items() if name not in ("HYDRA_FULL_ERROR", "WANDB_MODE")
-    }
+    kept = {name: value for name, value in os.environ.items() if name not in ("HYDRA_FULL_ERROR", "WANDB_MODE")}
     path = os.pathsep.join(part for part in (str(SRC), os.environ.get("PYTHONPATH", "")) if part)
     return {**kept, "PYTHONPATH": path, "BACKDOOR_CACHE": str(cache), "CI": "true", **more}
 

@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from backdoor.attacks import AllToAll, AllToOne, CleanLabel, External, PoisonGroup, PoisonOnly, PoisonPlan, SourceSpecific
+from backdoor.attacks import (
+    AllToAll,
+    AllToOne,
+    CleanLabel,
+    External,
+    PoisonGroup,
+    PoisonOnly,
+    PoisonPlan,
+    SourceSpecific,
+)
 from backdoor.errors import UserError
 from backdoor.state import Split
 from backdoor.triggers import Patch
@@ -122,8 +131,14 @@ def test_groups_never_share_a_row():
     assert len(plan.rows.unique()) == 40_000
     assert plan.roles == ("poison", "cover")
     with pytest.raises(UserError, match="only 30000 are eligible"):
-        PoisonOnly(name="three", groups={**groups, "third": PoisonGroup(0.7, label_map), }
-        | {"cover": PoisonGroup(0.0, label_map)}).plan(CIFAR_LABELS, 10, seed=0)
+        PoisonOnly(
+            name="three",
+            groups={
+                **groups,
+                "third": PoisonGroup(0.7, label_map),
+            }
+            | {"cover": PoisonGroup(0.0, label_map)},
+        ).plan(CIFAR_LABELS, 10, seed=0)
 
 
 def test_asr_set_leaves_out_the_target_and_keeps_the_truth():

@@ -31,9 +31,7 @@ def tree(root: Path, classes: dict[str, list[str]], size: int = 16) -> Path:
             folder = root / part / name
             folder.mkdir(parents=True)
             for number in range(4):
-                Image.fromarray(random.integers(0, 256, (size, size, 3), dtype=np.uint8)).save(
-                    folder / f"{number}.png"
-                )
+                Image.fromarray(random.integers(0, 256, (size, size, 3), dtype=np.uint8)).save(folder / f"{number}.png")
     return root
 
 

@@ -184,12 +184,8 @@ def test_backdoorbench_names(tmp_path: Path, final_bn: bool) -> None:
     options: dict[str, Any] = {"num_classes": 10, "mean": [0.5] * 3, "std": [0.25] * 3, "final_bn": final_bn}
     saved, loaded = scattered(preact_resnet18(**options), 1), preact_resnet18(**options)
     tensors = backdoorbench_preact(saved)
-    assert {"conv1.weight", "layer2.0.shortcut.0.weight", "layer4.1.bn2.running_var", "linear.bias"} <= set(
-        tensors
-    )
-    torch.save(
-        {"model_name": "preactresnet18", "num_classes": 10, "model": tensors}, tmp_path / "attack_result.pt"
-    )
+    assert {"conv1.weight", "layer2.0.shortcut.0.weight", "layer4.1.bn2.running_var", "linear.bias"} <= set(tensors)
+    torch.save({"model_name": "preactresnet18", "num_classes": 10, "model": tensors}, tmp_path / "attack_result.pt")
     load_weights(loaded, tmp_path / "attack_result.pt")
     assert identical(saved, loaded)
 
@@ -274,9 +270,7 @@ def test_any_cut_ends_in_the_one_line(tmp_path: Path) -> None:
         refused(model, path, "not a readable checkpoint: damaged|pickled Python object")
 
 
-@pytest.mark.parametrize(
-    "content", [b"<html>404 Not Found</html>", b"version https://git-lfs", b"\x89PNG\r\n\x1a\n"]
-)
+@pytest.mark.parametrize("content", [b"<html>404 Not Found</html>", b"version https://git-lfs", b"\x89PNG\r\n\x1a\n"])
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 def test_not_a_checkpoint_at_all(tmp_path: Path, content: bytes, suffix: str) -> None:
     (tmp_path / f"m{suffix}").write_bytes(content)
@@ -295,9 +289,7 @@ def test_no_state_dict_inside(tmp_path: Path, content: Any) -> None:
 
 def test_numpy_scalars_are_refused_by_name(tmp_path: Path) -> None:
     torch.save({"state_dict": wrn(1).state_dict(), "clean_acc": np.float64(85.4)}, tmp_path / "m.pt")
-    said = (
-        r"pickled Python object \(numpy\.\S*scalar\), which could run code, and is refused; .*its state_dict"
-    )
+    said = r"pickled Python object \(numpy\.\S*scalar\), which could run code, and is refused; .*its state_dict"
     refused(wrn(1), tmp_path / "m.pt", said)
 
 
@@ -347,9 +339,7 @@ def test_a_full_disk_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
         except OSError as error:
             print("errno", error.errno)
     """
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "errno 27", done.stderr  # EFBIG
     assert os.listdir(tmp_path) == ["m.safetensors"]
     loaded = wrn(2)

@@ -65,9 +65,7 @@ def python(*args: str, cwd: Path | None = None, **env: str) -> subprocess.Comple
     full = {**os.environ, "PYTHONPATH": str(SRC), **env}
     if "HYDRA_FULL_ERROR" not in env:
         full.pop("HYDRA_FULL_ERROR", None)
-    return subprocess.run(
-        [sys.executable, *args], capture_output=True, text=True, env=full, cwd=cwd, timeout=60
-    )
+    return subprocess.run([sys.executable, *args], capture_output=True, text=True, env=full, cwd=cwd, timeout=60)
 
 
 def backdoor(conf: Path, *words: str) -> subprocess.CompletedProcess[str]:
@@ -287,9 +285,7 @@ def test_help_says_what_to_type() -> None:
 
 def test_options_that_help_names_are_there(tmp_path: Path) -> None:
     shown = python("-m", "backdoor", "--help").stdout.partition("== Options")[2].partition("\n== ")[0]
-    examples = [
-        line.partition("   ")[0].replace("PATH", str(tmp_path)) for line in shown.splitlines()[1:] if line
-    ]
+    examples = [line.partition("   ")[0].replace("PATH", str(tmp_path)) for line in shown.splitlines()[1:] if line]
     assert len(examples) >= 6
     for example in examples:
         done = python("-m", "backdoor", *example.split(), "--cfg", "job", cwd=tmp_path)
@@ -312,10 +308,7 @@ def test_list_reads_first_comment_lines_and_hides_parts(conf: Path) -> None:
 
 def test_every_choice_says_what_it_is() -> None:
     nameless = [
-        f"{group}={name}"
-        for group, choices in groups(conf_dir()).items()
-        for name, line in choices.items()
-        if not line
+        f"{group}={name}" for group, choices in groups(conf_dir()).items() for name, line in choices.items() if not line
     ]
     assert nameless == []
 

@@ -85,7 +85,5 @@ def test_unknown_name_lists_the_choices() -> None:
 @pytest.mark.parametrize("name", ["flip", "crop", "crop_flip"])
 def test_the_device_gives_what_the_cpu_gives(name: str) -> None:
     images = batch((64, 3, 32, 32))
-    cpu, device = (
-        make_augment(name)(images.to(where), torch.Generator().manual_seed(2)) for where in ("cpu", "cuda")
-    )
+    cpu, device = (make_augment(name)(images.to(where), torch.Generator().manual_seed(2)) for where in ("cpu", "cuda"))
     assert torch.equal(cpu, device.cpu())

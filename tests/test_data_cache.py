@@ -97,9 +97,7 @@ def test_writing_to_an_opened_split_reaches_neither_the_file_nor_another_split(t
     assert (images.folder / "images.npy").read_bytes() == before
 
 
-@pytest.mark.parametrize(
-    "harm", ["truncate", "flip", "labels", "no_meta", "bad_meta", "no_images", "pointer"]
-)
+@pytest.mark.parametrize("harm", ["truncate", "flip", "labels", "no_meta", "bad_meta", "no_images", "pointer"])
 def test_a_damaged_cache_is_rebuilt(tmp_path: Path, harm: str) -> None:
     pictures = Counted()
     images = load(pictures, tmp_path)
@@ -241,15 +239,11 @@ def test_a_changed_file_changes_the_signature_even_if_size_and_mtime_are_set_bac
 
 
 @pytest.mark.parametrize("damage", [b"", b"not an image", None])
-def test_a_corrupt_image_names_its_file_or_is_skipped_and_counted(
-    tmp_path: Path, damage: bytes | None
-) -> None:
+def test_a_corrupt_image_names_its_file_or_is_skipped_and_counted(tmp_path: Path, damage: bytes | None) -> None:
     root = tree(tmp_path / "tree", size=64)
     bad = root / "cat" / "000.png"  # the first, which also gives the size
     bad.write_bytes(bad.read_bytes()[:200] if damage is None else damage)
-    with pytest.raises(
-        UserError, match=r"^data\.root: cannot decode .*cat/000\.png .*data\.on_corrupt=skip$"
-    ):
+    with pytest.raises(UserError, match=r"^data\.root: cannot decode .*cat/000\.png .*data\.on_corrupt=skip$"):
         cached(pictures_of(root), tmp_path / "cache", progress=False)
     skipping = pictures_of(root, on_corrupt="skip")
     for _ in range(2):
@@ -258,9 +252,7 @@ def test_a_corrupt_image_names_its_file_or_is_skipped_and_counted(
 
 
 @pytest.mark.parametrize("size", [None, (4, 4)])
-def test_only_corrupt_images_are_an_error_even_when_skipping(
-    tmp_path: Path, size: tuple[int, int] | None
-) -> None:
+def test_only_corrupt_images_are_an_error_even_when_skipping(tmp_path: Path, size: tuple[int, int] | None) -> None:
     root = tree(tmp_path / "tree")
     for path in root.rglob("*.png"):
         path.write_bytes(b"x")

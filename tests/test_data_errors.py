@@ -72,19 +72,13 @@ def test_normalisation_must_fit_the_channels(tmp_path: Path, setting: str) -> No
 
 def test_missing_and_empty_roots(tmp_path: Path) -> None:
     line = refused(folder(tmp_path / "none"), tmp_path)
-    assert line.startswith(
-        f"data.root={tmp_path}/none: cannot be read (No such file or directory); expected <root>/"
-    )
+    assert line.startswith(f"data.root={tmp_path}/none: cannot be read (No such file or directory); expected <root>/")
     (tmp_path / "empty").mkdir()
-    assert refused(folder(tmp_path / "empty"), tmp_path).startswith(
-        f"data.root={tmp_path}/empty: holds no folder"
-    )
+    assert refused(folder(tmp_path / "empty"), tmp_path).startswith(f"data.root={tmp_path}/empty: holds no folder")
     (tmp_path / "hollow" / "cat").mkdir(parents=True)
     assert "hollow/cat: this class folder holds no image" in refused(folder(tmp_path / "hollow"), tmp_path)
     image(tmp_path / "flat" / "1.png")
-    assert "flat: holds no folder; expected <root>/train/<class>" in refused(
-        folder(tmp_path / "flat"), tmp_path
-    )
+    assert "flat: holds no folder; expected <root>/train/<class>" in refused(folder(tmp_path / "flat"), tmp_path)
     image(tmp_path / "alone" / "train" / "cat" / "1.png")
     assert "has train/ but no test/ or val/" in refused(folder(tmp_path / "alone"), tmp_path)
 
@@ -93,9 +87,7 @@ def test_a_test_class_that_train_lacks(tmp_path: Path) -> None:
     for name in ("train/cat", "train/dog", "test/cat", "test/horse"):
         image(tmp_path / "in" / name / "1.png")
     line = refused(folder(tmp_path / "in"), tmp_path)
-    assert line.startswith(
-        f"data.root={tmp_path}/in/test: folder 'horse' (1 such) is no class of the train data; "
-    )
+    assert line.startswith(f"data.root={tmp_path}/in/test: folder 'horse' (1 such) is no class of the train data; ")
     assert "cat, dog" in line
 
 
@@ -174,9 +166,7 @@ def test_npz_that_is_missing_or_a_plain_npy(tmp_path: Path) -> None:
     with open(tmp_path / "x.npz", "wb") as file:
         np.save(file, GOOD["images"])
     path = str(tmp_path / "x.npz")
-    assert "expected an npz" in refused(
-        Arrays(name="mine", train=path, test=path, **HALF), tmp_path / "cache"
-    )
+    assert "expected an npz" in refused(Arrays(name="mine", train=path, test=path, **HALF), tmp_path / "cache")
 
 
 def test_arrays_test_class_that_train_lacks(tmp_path: Path) -> None:

@@ -53,12 +53,8 @@ def cifar_files(root: Path, kind: Any, patch: pytest.MonkeyPatch, classes: int) 
     return np.concatenate(stored)
 
 
-@pytest.mark.parametrize(
-    ("source", "kind", "classes"), [(Cifar10, tv.CIFAR10, 10), (Cifar100, tv.CIFAR100, 100)]
-)
-def test_cifar_pickles(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: Any, kind: Any, classes: int
-) -> None:
+@pytest.mark.parametrize(("source", "kind", "classes"), [(Cifar10, tv.CIFAR10, 10), (Cifar100, tv.CIFAR100, 100)])
+def test_cifar_pickles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: Any, kind: Any, classes: int) -> None:
     stored = cifar_files(tmp_path, kind, monkeypatch, classes)
     made = source(name="cifar", root=str(tmp_path), download=False, **THREE)
     data = load(made, tmp_path / "cache")
@@ -68,9 +64,7 @@ def test_cifar_pickles(
     assert data.test.labels.tolist() == [(7 * row) % classes for row in range(20)]
 
 
-def test_cifar_is_read_once_and_a_damaged_batch_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cifar_is_read_once_and_a_damaged_batch_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cifar_files(tmp_path, tv.CIFAR10, monkeypatch, 10)
     made = Cifar10(name="cifar10", root=str(tmp_path), download=False, **THREE)
     first = load(made, tmp_path / "cache")
@@ -90,9 +84,7 @@ def idx(values: np.ndarray) -> bytes:
 
 @pytest.mark.parametrize(("source", "kind"), [(Mnist, tv.MNIST), (FashionMnist, tv.FashionMNIST)])
 @pytest.mark.parametrize("packed", [False, True])
-def test_mnist_idx_files(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: Any, kind: Any, packed: bool
-) -> None:
+def test_mnist_idx_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: Any, kind: Any, packed: bool) -> None:
     images = {"train": pixels(30, 28, 28), "t10k": pixels(10, 28, 28)}
     raw = tmp_path / kind.__name__ / "raw"
     raw.mkdir(parents=True)
@@ -106,9 +98,7 @@ def test_mnist_idx_files(
     data = load(source(name="mnist", root=str(tmp_path), download=packed, **ONE), tmp_path / "cache")
     assert (data.train.count, data.test.count, data.shape, data.num_classes) == (30, 10, (1, 28, 28), 10)
     np.testing.assert_array_equal(data.train.open().images[:, 0].numpy(), images["train"])
-    colour = load(
-        source(name="mnist", root=str(tmp_path), download=False, image_size=32, **THREE), tmp_path / "cache"
-    )
+    colour = load(source(name="mnist", root=str(tmp_path), download=False, image_size=32, **THREE), tmp_path / "cache")
     assert colour.shape == (3, 32, 32)
 
 
@@ -148,9 +138,7 @@ def test_gtsrb_that_is_not_whole(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^data\.root=.*expected 43 class folders .*got 42"):
         load(made, tmp_path / "cache")
     (tmp_path / "gtsrb" / "GT-final_test.csv").unlink()
-    with pytest.raises(
-        UserError, match=r"^data\.root=.*cannot be read \(FileNotFoundError: .*GT-final_test\.csv"
-    ):
+    with pytest.raises(UserError, match=r"^data\.root=.*cannot be read \(FileNotFoundError: .*GT-final_test\.csv"):
         load(made, tmp_path / "cache")
 
 
@@ -186,9 +174,7 @@ def test_tiny_imagenet_with_wrong_annotations(tmp_path: Path) -> None:
     listing = base / "val" / "val_annotations.txt"
     good = listing.read_text()
     listing.write_text(good.replace("n02", "n09"))
-    with pytest.raises(
-        UserError, match=r"^data\.root: .*val_annotations\.txt, line 3: 'n09' is not in wnids\.txt"
-    ):
+    with pytest.raises(UserError, match=r"^data\.root: .*val_annotations\.txt, line 3: 'n09' is not in wnids\.txt"):
         load(made, tmp_path / "cache")
     listing.write_text(good.replace("val_1", "val_8"))
     with pytest.raises(UserError, match=r"^data\.root: .*val_8\.JPEG is listed but cannot be read"):

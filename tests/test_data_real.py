@@ -34,9 +34,7 @@ def needs(folder: Path) -> Path:
 
 
 def same(path: Path, pixels: torch.Tensor) -> bool:
-    return bool(
-        np.array_equal(np.asarray(Image.open(path).convert("RGB")).transpose(2, 0, 1), pixels.numpy())
-    )
+    return bool(np.array_equal(np.asarray(Image.open(path).convert("RGB")).transpose(2, 0, 1), pixels.numpy()))
 
 
 def test_cifar10_folder_decodes_all_and_reopens_at_once(root: Path, tmp_path: Path) -> None:

@@ -18,9 +18,7 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-LABELS = (
-    torch.randint(0, 7, (1000,), generator=generator(3)) ** 2
-)  # unequal gaps: classes 2, 3, 5 ... are empty
+LABELS = torch.randint(0, 7, (1000,), generator=generator(3)) ** 2  # unequal gaps: classes 2, 3, 5 ... are empty
 
 
 @pytest.mark.parametrize("count", [0, 1, 5, 100, 333, 999, 1000])
@@ -40,18 +38,14 @@ def test_seeded_and_not_always_the_first_rows() -> None:
     assert int(first[-1]) > 900
 
 
-@pytest.mark.parametrize(
-    ("reserved", "count"), [(0, 0), (0.0, 0), (50, 50), (0.05, 50), (0.0014, 1), (999, 999)]
-)
+@pytest.mark.parametrize(("reserved", "count"), [(0, 0), (0.0, 0), (50, 50), (0.05, 50), (0.0014, 1), (999, 999)])
 def test_reserved_rows_and_kept_rows_are_all_rows(reserved: int | float, count: int) -> None:
     kept, chosen = split_reserved(split_of(LABELS), reserved, seed=4)
     assert len(chosen) == count
     assert torch.equal(torch.cat([kept, chosen]).sort().values, torch.arange(1000))
 
 
-@pytest.mark.parametrize(
-    "reserved", [-1, 1000, 2000, -0.1, 1.0, 1.5, 1e-9, 0.9999, float("nan"), True, None, "5%"]
-)
+@pytest.mark.parametrize("reserved", [-1, 1000, 2000, -0.1, 1.0, 1.5, 1e-9, 0.9999, float("nan"), True, None, "5%"])
 def test_bad_reserved_names_the_setting(reserved: Any) -> None:
     with pytest.raises(UserError, match=r"^reserved: expected a number of rows \(0 to 999\) or a share"):
         split_reserved(split_of(LABELS), reserved, seed=0)

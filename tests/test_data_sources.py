@@ -106,18 +106,14 @@ def test_folder_with_train_and_val(tmp_path: Path) -> None:
     data = folder(tmp_path / "in").load(tmp_path / "cache", progress=False)
     assert data.classes == ("a", "b", "c")
     assert (data.train.count, data.test.labels.tolist()) == (30, [0, 0, 2, 2])
-    assert data.train.open().images[data.train.labels == 0][:, 0].unique().tolist() == [
-        20
-    ]  # "a" was drawn second
+    assert data.train.open().images[data.train.labels == 0][:, 0].unique().tolist() == [20]  # "a" was drawn second
 
 
 def test_one_tree_is_split_stratified_and_disjoint(tmp_path: Path) -> None:
     tree(tmp_path / "in", ["train", "bus"])  # a class may be called train
     data = folder(tmp_path / "in", test_fraction=0.3).load(tmp_path / "cache", progress=False)
     assert (data.train.labels.tolist(), data.test.labels.tolist()) == ([0] * 7 + [1] * 7, [0] * 3 + [1] * 3)
-    seen = [
-        tuple(image[:, 0, 0].tolist()) for part in (data.train, data.test) for image in part.open().images
-    ]
+    seen = [tuple(image[:, 0, 0].tolist()) for part in (data.train, data.test) for image in part.open().images]
     assert len(set(seen)) == 20
 
 
@@ -143,9 +139,7 @@ def test_arrays_in_each_layout(tmp_path: Path, layout: str) -> None:
     stored = {"grey": nchw[:, 0], "nhwc": nchw.transpose(0, 2, 3, 1), "nchw": nchw}[layout]
     train = arrays(tmp_path / "train.npz", stored, np.arange(12, dtype=np.uint8) % 4)
     test = arrays(tmp_path / "test.npz", stored[:3], np.array([3, 0, 1]))
-    data = source("arrays", f"data.train={train}", f"data.test={test}").load(
-        tmp_path / "cache", progress=False
-    )
+    data = source("arrays", f"data.train={train}", f"data.test={test}").load(tmp_path / "cache", progress=False)
     expected = nchw.repeat(3, 1) if layout == "grey" else nchw
     np.testing.assert_array_equal(data.train.open().images.numpy(), expected)
     assert (data.test.labels.tolist(), data.classes) == ([3, 0, 1], ("0", "1", "2", "3"))
@@ -205,25 +199,19 @@ def test_load_images_refuses_what_does_not_fit_the_data_set(
     path = Path(arrays(tmp_path / "x.npz", images, labels))
     for _ in range(2):  # the second time from the cache
         with pytest.raises(UserError, match=r"^attack\.train=.*x\.npz: " + message):
-            load_images(
-                path, classes="abcd", shape=SHAPE, cache_dir=tmp_path, setting="attack.train", progress=False
-            )
+            load_images(path, classes="abcd", shape=SHAPE, cache_dir=tmp_path, setting="attack.train", progress=False)
 
 
 def test_load_images_refuses_unknown_classes_and_missing_paths(tmp_path: Path) -> None:
     def load(path: Path) -> None:
         load_images(path, classes=["cat", "dog"], shape=SHAPE, cache_dir=tmp_path, setting="attack.train")
 
-    with pytest.raises(
-        UserError, match=r"^attack\.train=.*folder 'dogs' \(1 such\) is no class .*did you mean 'dog'"
-    ):
+    with pytest.raises(UserError, match=r"^attack\.train=.*folder 'dogs' \(1 such\) is no class .*did you mean 'dog'"):
         load(tree(tmp_path / "named", ["cat", "dogs"]))
     with pytest.raises(UserError, match=r"^attack\.train=.*'00000' \(2 such\)"):
         load(tree(tmp_path / "numbers", ["00000", "00002"]))
     with pytest.raises(UserError, match=r"^attack\.train=.*no such file"):
         load(tmp_path / "missing")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(
-        UserError, match=r"^attack\.train=.*holds no folder; expected a folder a class \(cat, dog"
-    ):
+    with pytest.raises(UserError, match=r"^attack\.train=.*holds no folder; expected a folder a class \(cat, dog"):
         load(tmp_path / "empty")

@@ -55,9 +55,7 @@ def test_predictions_and_losses_equal_the_loop():
     model, split = network(), images_of()
     logits = one_by_one(model, split)
     assert torch.equal(predict(model, split), logits.argmax(1))
-    by_hand = torch.stack(
-        [-row.log_softmax(0)[label] for row, label in zip(logits, split.labels, strict=True)]
-    )
+    by_hand = torch.stack([-row.log_softmax(0)[label] for row, label in zip(logits, split.labels, strict=True)])
     assert torch.allclose(sample_losses(model, split), by_hand, atol=1e-5)
 
 

@@ -47,16 +47,19 @@ def test_order_is_given_by_seed_and_epoch(split):
 def test_drop_last_and_subset(split):
     chosen = torch.tensor([5, 7, 9, 11, 13])
     loader = ResidentLoader(split, batch_size=2, device=CPU, rows=chosen, drop_last=True)
-    assert len(rows(loader)) == 4 and set(rows(loader)) <= set(chosen.tolist())
+    assert len(rows(loader)) == 4
+    assert set(rows(loader)) <= set(chosen.tolist())
     tiny = ResidentLoader(split, batch_size=64, device=CPU, rows=chosen, drop_last=True)
-    assert len(tiny) == 1 and sorted(rows(tiny)) == chosen.tolist()
+    assert len(tiny) == 1
+    assert sorted(rows(tiny)) == chosen.tolist()
 
 
 @pytest.mark.parametrize("drop_last", [False, True])
 @pytest.mark.parametrize("world", [2, 3])
 def test_ranks_share_one_order(split, world, drop_last):
     shards = [
-        ResidentLoader(split, batch_size=8, device=CPU, rank=rank, world=world, drop_last=drop_last) for rank in range(world)
+        ResidentLoader(split, batch_size=8, device=CPU, rank=rank, world=world, drop_last=drop_last)
+        for rank in range(world)
     ]
     seen = [rows(shard) for shard in shards]
     assert len({len(shard) for shard in shards}) == 1

@@ -162,9 +162,7 @@ def test_normalisation_is_inside(name: str) -> None:
     )
     inside = instantiate(cfg, **shape, mean=mean, std=std, _convert_="all").eval()
     outside = instantiate(cfg, **shape, mean=[0.0] * 3, std=[1.0] * 3, _convert_="all").eval()
-    outside.load_state_dict(
-        {k: v for k, v in inside.state_dict().items() if k not in ("mean", "std")}, strict=False
-    )
+    outside.load_state_dict({k: v for k, v in inside.state_dict().items() if k not in ("mean", "std")}, strict=False)
     images = pictures()
     by_hand = torch.stack([(images[:, c] - mean[c]) / std[c] for c in range(3)], dim=1)
     with torch.no_grad():
@@ -208,9 +206,7 @@ def slow_wrn16_1(weights: dict[str, Tensor], image: Tensor) -> Tensor:
     def bn_relu(x: Tensor, name: str) -> Tensor:
         mean, var = weights[f"{name}.running_mean"], weights[f"{name}.running_var"]
         scale = weights[f"{name}.weight"] / torch.sqrt(var + 1e-5)
-        return (
-            (x - mean[:, None, None]) * scale[:, None, None] + weights[f"{name}.bias"][:, None, None]
-        ).clamp(min=0)
+        return ((x - mean[:, None, None]) * scale[:, None, None] + weights[f"{name}.bias"][:, None, None]).clamp(min=0)
 
     x = conv(image, weights["backbone.conv1.weight"], 1)
     for group, stride in enumerate((1, 2, 2)):

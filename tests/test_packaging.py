@@ -32,9 +32,7 @@ def build(what: str, source: Path, folder: Path) -> Path:
 def run(site: Path, *args: str, cwd: Path) -> str:
     """Run python with only `site` added to its path."""
     env = {**os.environ, "PYTHONPATH": str(site)}
-    done = subprocess.run(
-        [sys.executable, "-P", *args], cwd=cwd, env=env, capture_output=True, text=True, timeout=60
-    )
+    done = subprocess.run([sys.executable, "-P", *args], cwd=cwd, env=env, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

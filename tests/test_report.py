@@ -64,9 +64,7 @@ def pixels(path: Path) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("channels", "dtype"), [(3, torch.uint8), (1, torch.uint8), (3, torch.float32)])
-def test_gallery_shows_the_trigger_and_grey_elsewhere(
-    tmp_path: Path, channels: int, dtype: torch.dtype
-) -> None:
+def test_gallery_shows_the_trigger_and_grey_elsewhere(tmp_path: Path, channels: int, dtype: torch.dtype) -> None:
     clean = torch.full((9, channels, 16, 16), 60, dtype=torch.uint8)
     triggered = clean.clone()
     triggered[..., -8:, -8:] = 200
@@ -77,9 +75,7 @@ def test_gallery_shows_the_trigger_and_grey_elsewhere(
         clean, triggered, tmp_path / "deep" / "gallery.png", labels=labels, targets=labels, classes=["$a"] * 9
     )
     shown = pixels(path)
-    unstamped, stamp, grey = (
-        (np.abs(shown - level).max(-1) < 0.003).sum() for level in (60 / 255, 200 / 255, 0.5)
-    )
+    unstamped, stamp, grey = ((np.abs(shown - level).max(-1) < 0.003).sum() for level in (60 / 255, 200 / 255, 0.5))
     # Of each image a quarter bears the trigger: 8 clean ones, then 3/4 and 1/4, then 3/4 in mid-grey.
     assert stamp / unstamped == pytest.approx(0.25 / 1.75, rel=0.05)
     assert grey / unstamped == pytest.approx(0.75 / 1.75, rel=0.05)
@@ -111,9 +107,7 @@ def test_histogram_separates_clean_from_poisoned(tmp_path: Path) -> None:
     assert np.ptp(unknown, axis=-1).max() < 0.02, "without the truth there is one grey histogram"
 
 
-@pytest.mark.parametrize(
-    "scores", [torch.full((50,), 2.0), torch.tensor([0.0, float("nan"), float("inf"), -1])]
-)
+@pytest.mark.parametrize("scores", [torch.full((50,), 2.0), torch.tensor([0.0, float("nan"), float("inf"), -1])])
 def test_histogram_survives_odd_scores(tmp_path: Path, scores: torch.Tensor) -> None:
     flagged = torch.zeros(len(scores), dtype=torch.bool)
     assert loss_histogram(scores, flagged, ~flagged, tmp_path / "a.svg", "t").stat().st_size > 1000
@@ -332,9 +326,7 @@ def test_every_logger_config_builds(choice: str) -> None:
         logger = instantiate(compose(f"logger/{choice}").logger, _convert_="all")
     parts = logger.loggers if choice != "csv" else (logger,)
     assert isinstance(parts[0], CSVLogger)
-    assert [part.mode for part in parts[1:]] == {"wandb_offline": ["offline"], "wandb": ["online"]}.get(
-        choice, []
-    )
+    assert [part.mode for part in parts[1:]] == {"wandb_offline": ["offline"], "wandb": ["online"]}.get(choice, [])
 
 
 def wandb_records(folder: Path) -> list[Any]:

@@ -192,18 +192,14 @@ def test_saved_is_evaluated(default_run, cache_dir):
 def test_weights_in_the_folder_are_the_stored_ones_bit_for_bit(default_run, cache_dir):
     in_folder = default_run / "weights" / "unlearn.safetensors"
     stored = [
-        path
-        for path in cache_dir.glob("stage/*/model.safetensors")
-        if path.read_bytes() == in_folder.read_bytes()
+        path for path in cache_dir.glob("stage/*/model.safetensors") if path.read_bytes() == in_folder.read_bytes()
     ]
     assert stored
     cfg = OmegaConf.load(default_run / "config.yaml")
     logits = []
     images = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     for path in (in_folder, stored[0]):
-        model = instantiate(
-            cfg.model, num_classes=10, in_channels=3, image_size=32, mean=[0.3] * 3, std=[0.4] * 3
-        )
+        model = instantiate(cfg.model, num_classes=10, in_channels=3, image_size=32, mean=[0.3] * 3, std=[0.4] * 3)
         load_weights(model, path)
         with torch.no_grad():
             logits.append(model.eval()(images))

@@ -67,9 +67,7 @@ def test_what_a_control_provides_does_not_count():
 def test_a_control_is_reported_and_does_not_feed_the_next_stage(tmp_path):
     seen = {}
     steps = [step("first"), step("control", control=True), step("last")]
-    state = pipeline(tmp_path).run(
-        small_state(), steps, lambda end: seen.update({end.step.name: end.state.findings})
-    )
+    state = pipeline(tmp_path).run(small_state(), steps, lambda end: seen.update({end.step.name: end.state.findings}))
     assert seen["control"]["control"] == "control after [first]"
     assert state.findings == {"first": "first after []", "last": "last after [first]"}
 

@@ -75,9 +75,7 @@ def slow_fetch(root: str, seconds: float, results, start=None) -> None:
 def test_a_second_process_waits_and_reuses(tmp_path):
     context = multiprocessing.get_context("spawn")
     results, start = context.Queue(), context.Barrier(2)
-    workers = [
-        context.Process(target=slow_fetch, args=(str(tmp_path), 4.0, results, start)) for _ in range(2)
-    ]
+    workers = [context.Process(target=slow_fetch, args=(str(tmp_path), 4.0, results, start)) for _ in range(2)]
     for worker in workers:
         worker.start()
     outcomes = [results.get(timeout=60) for _ in workers]

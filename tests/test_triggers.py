@@ -294,9 +294,7 @@ def test_square_reference_values() -> None:
     assert changed(plain(128), out).nonzero().unique().tolist() == [28, 29, 30]
 
 
-@pytest.mark.parametrize(
-    ("side", "margin", "rows"), [(32, 0, (29, 31)), (64, 1, (56, 61)), (224, 0, (202, 223))]
-)
+@pytest.mark.parametrize(("side", "margin", "rows"), [(32, 0, (29, 31)), (64, 1, (56, 61)), (224, 0, (202, 223))])
 def test_square_place(side: int, margin: int, rows: tuple[int, int]) -> None:
     touched = changed(plain(128, side), Square(margin=margin)(plain(128, side))).nonzero()
     assert (touched.min(), touched.max()) == rows
@@ -341,9 +339,9 @@ def test_dbd_patch_reference_values(picture: str) -> None:
     colours = [[180, 249, 112], [155, 50, 126], [234, 82, 68], [187, 201, 219]]
     assert out[0, :, 4:6, 4:6].flatten(1).T.tolist() == colours
     large = trigger(plain(128, 224))
-    assert large[0, :, 28:42, 28:42].unflatten(1, (2, 7)).unflatten(3, (2, 7))[:, :, 3, :, 3].flatten(
-        1
-    ).T.tolist() == (colours)
+    assert large[0, :, 28:42, 28:42].unflatten(1, (2, 7)).unflatten(3, (2, 7))[:, :, 3, :, 3].flatten(1).T.tolist() == (
+        colours
+    )
     grey = trigger(plain(128, channels=1))  # the mean of the three channels, rounded
     assert grey[0, 0, 4:6, 4:6].flatten().tolist() == [180, 110, 128, 202]
 
@@ -538,9 +536,7 @@ def test_sinusoid_reference_values(settings: dict[str, Any], level: int, columns
 def test_sinusoid_signal() -> None:
     wave = Sinusoid(delta=20)
     small = wave.signal((3, 32, 32))
-    assert small[:8].tolist() == pytest.approx(
-        [0, 18.4776, 14.1421, -7.6537, -20, -7.6537, 14.1421, 18.4776], abs=1e-4
-    )
+    assert small[:8].tolist() == pytest.approx([0, 18.4776, 14.1421, -7.6537, -20, -7.6537, 14.1421, 18.4776], abs=1e-4)
     assert torch.allclose(small[8:16], -small[:8], atol=1e-5)
     assert torch.allclose(small[16:], small[:16], atol=1e-5)
     assert small.sum() == pytest.approx(0, abs=1e-4)
@@ -649,9 +645,7 @@ def test_sequence_clamps_and_rounds_once() -> None:
 def test_sequence_refuses_settings_it_would_ignore() -> None:
     with pytest.raises(UserError, match=r"overflow='clip'.*'wrap' in Watermark"):
         Sequence([Patch(), Watermark(overflow="wrap")])
-    wrapping = Sequence(
-        [Patch(), Watermark(overflow="wrap", rounding="trunc")], overflow="wrap", rounding="trunc"
-    )
+    wrapping = Sequence([Patch(), Watermark(overflow="wrap", rounding="trunc")], overflow="wrap", rounding="trunc")
     assert wrapping(plain(128))[0, :, 25:28, 25:28].tolist() == WRAPPED
     with pytest.raises(UserError, match="at least one trigger"):
         Sequence([])

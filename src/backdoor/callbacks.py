@@ -50,9 +50,8 @@ class History(pl.Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Collect the row; stop with a clear error if the loss is no number."""
-        metrics = {
-            name.removeprefix("train/"): float(value) for name, value in trainer.callback_metrics.items() if name.startswith("train/")
-        }
+        logged = trainer.callback_metrics.items()
+        metrics = {name.removeprefix("train/"): float(value) for name, value in logged if name.startswith("train/")}
         loss = metrics.get("loss", 0.0)
         if not math.isfinite(loss):
             raise UserError(

@@ -79,16 +79,12 @@ def load_weights(module: nn.Module, path: Path, *, setting: str = "attack.model"
 def read_tensors(path: Path, setting: str) -> dict[str, Tensor]:
     """name -> tensor of a checkpoint file."""
     if not path.is_file():
-        raise UserError(
-            f"{setting}={path}: no such file; expected a checkpoint (.safetensors, .pt, .pth, .ckpt)"
-        )
+        raise UserError(f"{setting}={path}: no such file; expected a checkpoint (.safetensors, .pt, .pth, .ckpt)")
     if path.suffix == ".safetensors":
         try:
             return dict(sorted(load_file(path).items()))  # the file's own order is by dtype
         except (SafetensorError, OSError) as error:
-            raise UserError(
-                f"{setting}={path}: not a readable safetensors file ({one_line(error)})"
-            ) from None
+            raise UserError(f"{setting}={path}: not a readable safetensors file ({one_line(error)})") from None
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged bytes end the unpickler in a dozen ways
@@ -135,9 +131,7 @@ def describe(content: Any) -> str:
     return f"{type(content).__name__}" + (f" with keys {', '.join(keys)}" if keys else "")
 
 
-def rename(
-    tensors: Mapping[str, Tensor], own: Iterable[str], foreign: Iterable[tuple[str, str]]
-) -> dict[str, Tensor]:
+def rename(tensors: Mapping[str, Tensor], own: Iterable[str], foreign: Iterable[tuple[str, str]]) -> dict[str, Tensor]:
     """Names without wrappers' prefixes, and in our spelling if they are not yet."""
     names, known = list(tensors), set(own) - set(OPTIONAL)
     while names and not known & set(names):

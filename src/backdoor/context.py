@@ -166,5 +166,3 @@ class RunContext:
         self.place(model)
         resume.done()
         return history.rows
-
-

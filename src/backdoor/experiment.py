@@ -104,9 +104,7 @@ class Experiment:
         if self.cfg.reserved:
             kept, trusted = split_reserved(train, self.cfg.reserved, self.cfg.seed)
             train, reserved = train.take(kept), train.take(trusted)
-        poisoned: Poisoned = self.attack.prepare(
-            data, train, test, seed=self.cfg.seed, cache_dir=self.store.root
-        )
+        poisoned: Poisoned = self.attack.prepare(data, train, test, seed=self.cfg.seed, cache_dir=self.store.root)
         if poisoned.plan is not None:
             poisoned.plan.save(self.record.folder / "plan.npz")
             rows = int(poisoned.plan.mask().sum())
@@ -180,9 +178,7 @@ class Experiment:
             entry = evaluator.stage(finished)
             self.record.stage(finished, entry, self.store, finished.key)
             self.record.draw_scores(finished, poisoned.truth.poisoned)
-            stage_line(
-                finished.step.name, entry, finished.seconds, note="from the store" if finished.hit else ""
-            )
+            stage_line(finished.step.name, entry, finished.seconds, note="from the store" if finished.hit else "")
 
         steps = self.steps
         if state.model is not None:

@@ -113,7 +113,7 @@ def sample_losses(model: nn.Module, split: Split, *, channels_last: bool = True)
 def reestimate_batchnorm(model: nn.Module, split: Split, *, batch_size: int = 256, channels_last: bool = True) -> None:
     """Replace BatchNorm's running statistics by their mean over one pass in train mode ("precise BN").
 
-    The running averages lag behind while steps are large (Wu and Johnson, "Rethinking Batch in BatchNorm", 2021, section 3).
+    The running averages lag behind while steps are large (Wu and Johnson, "Rethinking Batch in BatchNorm", 2021).
     """
     norms = [part for part in model.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
     if not norms:

@@ -55,7 +55,7 @@ class External:
             if value is not None and not Path(value).exists():
                 raise UserError(f"attack.{setting}={value}: no such file or folder")
         if (trigger or test_attack) and target is None and label_map is None:
-            raise UserError("attack.target: expected the target class, since attack.trigger or attack.test_attack is set")
+            raise UserError("attack.target: expected the target class, as attack.trigger or attack.test_attack is set")
         self.trigger = trigger
         self.label_map = label_map or (AllToOne(target=target) if target is not None else None)
 

@@ -104,8 +104,6 @@ def mirror_(images: Tensor, rows: Tensor) -> Tensor:
         for row in rows.tolist():
             pixels[row] = pixels[row, :, :, ::-1].copy()
         return images
-    rows = rows.to(
-        images.device, non_blocking=True
-    )  # row numbers, unlike a mask, need no wait for the device
+    rows = rows.to(images.device, non_blocking=True)  # row numbers, unlike a mask, need no wait for the device
     images[rows] = images[rows].flip(3)
     return images

@@ -50,9 +50,7 @@ def cached(pictures: Pictures, cache_dir: Path, *, progress: bool = True) -> Ima
             store(pictures, root, key, progress)
             found = reopen(root, key)
     if found is None:
-        raise UserError(
-            f"store.dir={cache_dir}: what was just written there reads back damaged; check the disk"
-        )
+        raise UserError(f"store.dir={cache_dir}: what was just written there reads back damaged; check the disk")
     return found
 
 

@@ -21,9 +21,7 @@ from backdoor.data.imageset import Chunk
 from backdoor.errors import UserError
 
 DECODER = 1  # part of the signature: raise it when the same files would give other pixels
-CHUNK_BYTES = (
-    1 << 20
-)  # of decoded pixels a task: small enough for a smooth bar, large enough to hide the overhead
+CHUNK_BYTES = 1 << 20  # of decoded pixels a task: small enough for a smooth bar, large enough to hide the overhead
 MODES = {1: "L", 3: "RGB"}
 
 

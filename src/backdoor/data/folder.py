@@ -28,9 +28,7 @@ class FileSource(Source):
     def folder(self) -> Path:
         return Path(self.root).expanduser()
 
-    def file_parts(
-        self, train: Sequence[ImageFile], test: Sequence[ImageFile], classes: tuple[str, ...]
-    ) -> Parts:
+    def file_parts(self, train: Sequence[ImageFile], test: Sequence[ImageFile], classes: tuple[str, ...]) -> Parts:
         """Both lists of files, limited, with this source's settings."""
         pictures = [
             FilePictures(
@@ -88,9 +86,7 @@ class Folder(FileSource):
         """(train, test) of one tree; each class keeps at least one train image."""
         count = round(self.test_fraction * len(files))
         if not 0 < count < len(files):
-            raise UserError(
-                f"data.test_fraction={self.test_fraction}: gives {count} test images of {len(files)}"
-            )
+            raise UserError(f"data.test_fraction={self.test_fraction}: gives {count} test images of {len(files)}")
         labels = torch.tensor([file.label for file in files])
         rows = set(stratified(labels, count, torch.Generator().manual_seed(self.split_seed)).tolist())
         train = [file for row, file in enumerate(files) if row not in rows]

@@ -111,9 +111,7 @@ def read_npz(path: Path, setting: str) -> tuple[np.ndarray, np.ndarray]:
             missing = {"images", "labels"} - set(file.files)
             if missing:
                 names = ", ".join(file.files)
-                raise UserError(
-                    f"{setting}={path}: lacks the array {min(missing)}; it has: {names or 'nothing'}"
-                )
+                raise UserError(f"{setting}={path}: lacks the array {min(missing)}; it has: {names or 'nothing'}")
             images, labels = file["images"], file["labels"]
     except (
         OSError,

@@ -74,9 +74,7 @@ class Source(ABC):
             if part not in ("train", "test"):
                 raise UserError(f"data.limit.{part}: unknown; expected train or test")
             if count is not None and (type(count) is not int or count < 1):
-                raise UserError(
-                    f"data.limit.{part}={count}: expected a number of images above 0, or null for all"
-                )
+                raise UserError(f"data.limit.{part}={count}: expected a number of images above 0, or null for all")
 
     @property
     def size(self) -> tuple[int, int] | None:
@@ -125,9 +123,7 @@ class Source(ABC):
             )
         lacking = sorted(set(test.labels.tolist()) - set(train.labels.tolist()))
         if lacking and not self.limit_of("train").count:
-            raise UserError(
-                f"data: the test set of {self.name} has class {classes[lacking[0]]!r}, the train set not"
-            )
+            raise UserError(f"data: the test set of {self.name} has class {classes[lacking[0]]!r}, the train set not")
         self.check_channels(train.shape[0])
         mean, std = (tuple(float(value) for value in values) for values in (self.mean, self.std))
         return DataSet(self.name, train, test, classes, mean, std)
@@ -175,13 +171,9 @@ def load_images(
             cache_dir,
             progress=progress,
         )
-    images = cached(
-        npz_pictures(path, setting, title=setting, channels=shape[0]), cache_dir, progress=progress
-    )
+    images = cached(npz_pictures(path, setting, title=setting, channels=shape[0]), cache_dir, progress=progress)
     if images.shape != shape:
-        raise UserError(
-            f"{setting}={path}: expected {shape_text(shape)} images, got {shape_text(images.shape)}"
-        )
+        raise UserError(f"{setting}={path}: expected {shape_text(shape)} images, got {shape_text(images.shape)}")
     check_labels(images, len(classes), f"{setting}={path}")
     return images
 
@@ -190,9 +182,7 @@ def check_labels(images: ImageSet, classes: int, where: str) -> None:
     """Labels must lie in [0, K)."""
     low, high = int(images.labels.min()), int(images.labels.max())
     if low < 0 or high >= classes:
-        raise UserError(
-            f"{where}: labels: expected 0 to {classes - 1} ({classes} classes), got {low} to {high}"
-        )
+        raise UserError(f"{where}: labels: expected 0 to {classes - 1} ({classes} classes), got {low} to {high}")
 
 
 def shape_text(shape: Sequence[int]) -> str:

@@ -45,9 +45,7 @@ class TorchvisionSource(FileSource):
         """Make the torchvision data set, or say what to do."""
         try:
             return make()
-        except (
-            Exception
-        ) as error:  # torchvision raises RuntimeError, URLError, OSError, EOFError, AssertionError ...
+        except Exception as error:  # torchvision raises RuntimeError, URLError, OSError, EOFError, AssertionError ...
             tried = "could not be read or downloaded" if self.download else "cannot be read"
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             other = "" if self.download else ", or set data.download=true"

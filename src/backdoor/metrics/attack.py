@@ -122,9 +122,7 @@ def evaluate_predictions(
     return result | attack_success(attacked, attack_labels, original_labels)
 
 
-def defense_effectiveness_rating(
-    c_acc_before: float, asr_before: float, c_acc_after: float, asr_after: float
-) -> float:
+def defense_effectiveness_rating(c_acc_before: float, asr_before: float, c_acc_after: float, asr_after: float) -> float:
     """DER = [max(0, ASR drop) - max(0, C-Acc drop) + 1] / 2 in [0, 1]; 0.5 means that nothing changed.
 
     Source: Zhu et al., FT-SAM, arXiv:2304.11823, as used by BackdoorBench v2. Arguments are fractions.
@@ -146,9 +144,7 @@ def robust_improvement_rating(
     Raises:
         ValueError: an argument outside [0, 1] (a percentage, or NaN).
     """
-    _fractions(
-        c_acc_before=c_acc_before, r_acc_before=r_acc_before, c_acc_after=c_acc_after, r_acc_after=r_acc_after
-    )
+    _fractions(c_acc_before=c_acc_before, r_acc_before=r_acc_before, c_acc_after=c_acc_after, r_acc_after=r_acc_after)
     return (max(0.0, r_acc_after - r_acc_before) - max(0.0, c_acc_before - c_acc_after) + 1) / 2
 
 
@@ -188,9 +184,7 @@ class CleanAccuracy(_Counts):
 class AttackSuccess(_Counts):
     """`attack_success` over batches and ranks; `r_acc` only if every batch brought its original labels."""
 
-    def update(
-        self, logits_or_pred: Tensor, attack_label: Tensor, original_label: Tensor | None = None
-    ) -> None:
+    def update(self, logits_or_pred: Tensor, attack_label: Tensor, original_label: Tensor | None = None) -> None:
         """Add a batch (see `attack_success`); an empty one adds nothing."""
         pred = predicted_classes(logits_or_pred)
         self.counts += attack_counts(pred, attack_label, original_label).to(self.device)

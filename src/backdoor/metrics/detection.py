@@ -7,9 +7,7 @@ from torch import Tensor
 from torchmetrics.functional.classification import binary_auroc
 
 
-def detection_metrics(
-    flagged: Tensor | None, scores: Tensor | None, poisoned: Tensor
-) -> dict[str, float | int]:
+def detection_metrics(flagged: Tensor | None, scores: Tensor | None, poisoned: Tensor) -> dict[str, float | int]:
     """Detection of poisoned rows; poison is the positive class.
 
     Args:

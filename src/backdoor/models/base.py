@@ -60,9 +60,7 @@ class ImageClassifier(nn.Module):
         """float [0, 1] (B, C, H, W) -> penultimate features (B, D)."""
         side = self.resize
         if side is not None and images.shape[-2:] != (side, side):
-            images = F.interpolate(
-                images, size=(side, side), mode="bilinear", antialias=True, align_corners=False
-            )
+            images = F.interpolate(images, size=(side, side), mode="bilinear", antialias=True, align_corners=False)
         return self.backbone((images - self.mean) / self.std)
 
     def forward(self, images: Tensor) -> Tensor:

@@ -26,9 +26,7 @@ def small_cnn(
         UserError: images under 8 pixels, which three poolings would leave nothing of; width < 1.
     """
     if (resize or image_size) < 8:
-        raise UserError(
-            f"model=small_cnn: expected 8 pixels or more, got {resize or image_size}; set model.resize"
-        )
+        raise UserError(f"model=small_cnn: expected 8 pixels or more, got {resize or image_size}; set model.resize")
     if width < 1:
         raise UserError(f"model.width={width}: expected at least 1")
     layers: list[nn.Module] = []

@@ -173,9 +173,7 @@ def vit_b_16(small: bool, channels: int, size: int) -> Parts:
     )
     if channels != 3:
         net.conv_proj = nn.Conv2d(channels, 768, patch, patch)
-        nn.init.trunc_normal_(
-            net.conv_proj.weight, std=(1 / (channels * patch * patch)) ** 0.5
-        )  # torchvision's
+        nn.init.trunc_normal_(net.conv_proj.weight, std=(1 / (channels * patch * patch)) ** 0.5)  # torchvision's
         nn.init.zeros_(net.conv_proj.bias)
     net.heads = nn.Identity()
     return net, 768, "heads.head"

@@ -104,9 +104,7 @@ class StageProgress(pl.Callback):
         """Remove the bar."""
         self._close()
 
-    def on_exception(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
-    ) -> None:
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Remove the bar before the error is shown."""
         self._close()
 

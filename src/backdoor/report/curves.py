@@ -118,9 +118,7 @@ def _line(
         known = np.isfinite(values[start:end])
         if known.any():
             shown = values[start:end][known]
-            axes.plot(
-                epochs[known] + 1, shown, line, color=colour, marker=marker, ms=size, lw=1.6, label=label
-            )
+            axes.plot(epochs[known] + 1, shown, line, color=colour, marker=marker, ms=size, lw=1.6, label=label)
             label = "_nolegend_"
 
 

@@ -33,9 +33,7 @@ class WandbLogger:
         mode: str = "online",
     ) -> None:
         if mode not in MODES:
-            raise UserError(
-                f"logger.wandb.mode: expected one of {', '.join(MODES)}, got {mode!r}: choose one"
-            )
+            raise UserError(f"logger.wandb.mode: expected one of {', '.join(MODES)}, got {mode!r}: choose one")
         self.project, self.entity, self.group, self.mode = project, entity, group, mode
         self.run: Any = None
 

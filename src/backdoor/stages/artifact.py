@@ -46,9 +46,7 @@ def save_outcome(outcome: Outcome, provides: frozenset[str], folder: Path, *, se
     )
 
 
-def load_outcome(
-    state: State, folder: Path, context: RunContext, provides: frozenset[str]
-) -> tuple[Outcome, float]:
+def load_outcome(state: State, folder: Path, context: RunContext, provides: frozenset[str]) -> tuple[Outcome, float]:
     """Read what `save_outcome` wrote, on top of the `state` that the stage started from.
 
     Returns:
@@ -71,7 +69,5 @@ def load_outcome(
         load_weights(model, folder / "model.safetensors", setting="store.dir")
         model = context.place(model)
         model.eval()
-    loaded = replace(
-        state, model=model, scores=parts["scores"], groups=parts["groups"], findings=parts["findings"]
-    )
+    loaded = replace(state, model=model, scores=parts["scores"], groups=parts["groups"], findings=parts["findings"])
     return Outcome(loaded, record["history"]), float(record["seconds"])

@@ -130,5 +130,6 @@ class Fit:
         suspect = state.groups["suspect"]
         rows = (suspect if self.rows == "suspect" else ~suspect).nonzero().flatten()
         if len(rows) == 0:
-            raise UserError(f"stage {name}: no row to train on (rows={self.rows}, {int(suspect.sum())} rows are suspect)")
+            count = int(suspect.sum())
+            raise UserError(f"stage {name}: no row to train on (rows={self.rows}, {count} rows are suspect)")
         return state.train, rows.to(torch.int64)

@@ -64,9 +64,7 @@ class BlendImage(Blend):
         UserError: if the file cannot be read or a setting is outside its limits.
     """
 
-    def __init__(
-        self, path: str, *, resize: str = "bilinear", antialias: bool = True, **blending: Any
-    ) -> None:
+    def __init__(self, path: str, *, resize: str = "bilinear", antialias: bool = True, **blending: Any) -> None:
         super().__init__(**blending)
         self.picture = read_picture(path)
         self.resize = one_of("resize", resize, RESIZES)

@@ -74,9 +74,7 @@ class _Canvas:
         return _Canvas(torch.full((3, height, width), 255.0), rows, columns)
 
     def ellipse(self, centre: Point, radii: Point) -> Tensor:
-        distance = ((self.rows - centre[0]) / radii[0]).square() + (
-            (self.columns - centre[1]) / radii[1]
-        ).square()
+        distance = ((self.rows - centre[0]) / radii[0]).square() + ((self.columns - centre[1]) / radii[1]).square()
         return (1 - distance.sqrt()) * min(radii)
 
     def polygon(self, *corners: Point) -> Tensor:

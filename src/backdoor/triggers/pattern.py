@@ -38,9 +38,7 @@ def as_pattern(key: str, values: Rows[Any], high: float) -> Tensor:
 
 def enlarge(pattern: Tensor, size: tuple[int, int]) -> Tensor:
     """(..., h, w) cells as solid blocks on (..., H, W) pixels, by nearest neighbour."""
-    rows, columns = (
-        (torch.arange(new) * old) // new for new, old in zip(size, pattern.shape[-2:], strict=True)
-    )
+    rows, columns = ((torch.arange(new) * old) // new for new, old in zip(size, pattern.shape[-2:], strict=True))
     return pattern[..., rows[:, None], columns]
 
 

@@ -23,26 +23,21 @@ def read_picture(path: str) -> Tensor:
     """
     file = Path(path).expanduser()
     if not file.is_file():
-        raise UserError(
-            f"attack.trigger.path: expected an image file, got {path!r}, which is not one; mend the path"
-        )
+        raise UserError(f"attack.trigger.path: expected an image file, got {path!r}, which is not one; mend the path")
     try:
         with Image.open(file) as opened:
             rgba = ImageOps.exif_transpose(opened).convert("RGBA")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
-            f"attack.trigger.path: expected an image file (PNG, JPEG, ...), got {path!r} ({reason});"
-            " convert it"
+            f"attack.trigger.path: expected an image file (PNG, JPEG, ...), got {path!r} ({reason}); convert it"
         ) from error
     picture = torch.from_numpy(np.array(rgba)).permute(2, 0, 1).float()
     picture[3] /= 255
     return picture
 
 
-def resize_picture(
-    picture: Tensor, size: tuple[int, int], mode: str, antialias: bool
-) -> tuple[Tensor, Tensor]:
+def resize_picture(picture: Tensor, size: tuple[int, int], mode: str, antialias: bool) -> tuple[Tensor, Tensor]:
     """Resize a picture of `read_picture`.
 
     Colours are weighted by alpha, so that what lies under transparent pixels does not bleed into the edge.

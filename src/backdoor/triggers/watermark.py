@@ -54,9 +54,7 @@ class Watermark(Local):
         super().__init__(**rounding)
         self.seed = None if seed is None else whole("seed", seed)
         if pattern is not None and self.seed is not None:
-            raise UserError(
-                f"attack.trigger.seed: expected null beside a pattern, got {seed}; drop one of them"
-            )
+            raise UserError(f"attack.trigger.seed: expected null beside a pattern, got {seed}; drop one of them")
         fixed = as_pattern("pattern", TROJAN if pattern is None else pattern, 255)
         self.pattern = fixed if self.seed is None else drawn(self.seed)
         self.alpha = number("alpha", alpha, 0, 1)

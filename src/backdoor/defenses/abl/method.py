@@ -15,7 +15,7 @@ def signed_floor(losses: Tensor, *, level: float, form: str = "lga", reduction: 
     """A loss that will not stay below `level`: descent above it, ascent below it.
 
     `lga` is sign(L - level) * L (ABL, section 3: "local gradient ascent", gamma = 0.5); `flooding` is
-    |L - level| + level (Ishida et al. 2020, equation 2; the authors' code trains with it, b = 0.5). Both have the gradient
+    |L - level| + level (Ishida et al. 2020; the authors' code trains with it, b = 0.5). Both have the gradient
     sign(L - level) * grad L, so they train alike and differ only in the value that is logged.
 
     Args:

@@ -10,6 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+# One thread a worker, before torch is imported: workers that each want every core hinder one another.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 

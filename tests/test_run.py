@@ -73,11 +73,11 @@ def test_the_backdoor_goes_in_is_found_and_comes_out(default_run):
     victim, final = stage(default_run, "victim"), read_json(default_run)["final"]
     assert victim["asr"] >= 0.95
     assert victim["c_acc"] >= 0.95
-    assert final["asr"] <= 0.3
+    assert final["asr"] <= 0.1
     assert final["c_acc"] >= victim["c_acc"] - 0.1
     found = stage(default_run, "isolate")["detection"]
     assert found["poisoned"] == 144
-    assert found["precision"] > 3 * 0.1  # a blind choice finds the poisoning ratio
+    assert found["precision"] > 0.6  # a blind choice finds the poisoning ratio, 0.1
     assert found["auroc"] > 0.7
 
 
@@ -132,7 +132,8 @@ def test_the_console_shows_the_table_and_the_folder(default_run):
     said = (default_run.parent / "said.txt").read_text()
     for word in ("C-Acc", "ASR", "R-Acc", "DER", "victim", "isolate", "finetune", "control", "unlearn"):
         assert word in said
-    assert str(default_run) in said.replace("\n", "")
+    # The path is shown relative to the working directory where it lies below it.
+    assert "Folder: run" in said
 
 
 def test_another_defense_reuses_the_victim(default_run, run_cli, tmp_path):

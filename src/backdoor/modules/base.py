@@ -31,7 +31,7 @@ def schedule_factor(
     """step in [0, steps] -> factor of the learning rate.
 
     Args:
-        name: `constant`; `cosine` to 0 (Loshchilov and Hutter 2017, one period); `step`, times `gamma` at each milestone;
+        name: `constant`; `cosine` to 0 (Loshchilov and Hutter 2017); `step`, times `gamma` at each milestone;
             `one_cycle`, a linear rise over the share `warmup`, then a linear fall to 0 (Smith and Topin 2018).
         milestones: shares of the whole in (0, 1), so that a shortened run keeps its shape.
     """

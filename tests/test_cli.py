@@ -186,7 +186,9 @@ def test_full_error_asks_for_the_traceback(conf: Path) -> None:
 
 @pytest.mark.parametrize("stop", [signal.SIGINT])
 def test_ctrl_c_while_it_runs(conf: Path, stop: signal.Signals) -> None:
-    code = PROGRAM.format(body="    import time\n    print('up', flush=True)\n    time.sleep(30)")
+    # A job that a script starts in the background ignores SIGINT from birth; a user's terminal does not.
+    heeded = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    code = heeded + PROGRAM.format(body="    import time\n    print('up', flush=True)\n    time.sleep(30)")
     job = subprocess.Popen(
         [sys.executable, "-c", code, "--config-path", str(conf)],
         cwd=conf.parent,

@@ -13,6 +13,7 @@ from statistics import median
 
 import torch
 
+from backdoor.allocator import keep_freed_memory
 from backdoor.data import DataSet, Folder
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261)  # of CIFAR-10
@@ -40,7 +41,8 @@ def add_cache(parser: argparse.ArgumentParser) -> None:
 
 
 def use_threads(count: int | None) -> None:
-    """Set torch's CPU threads, if asked to."""
+    """Set torch's CPU threads, if asked to, and the allocator, as a run does."""
+    keep_freed_memory()
     if count is not None:
         torch.set_num_threads(count)
 

@@ -12,6 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from backdoor.allocator import keep_freed_memory
 from backdoor.assembly import Given, model_facts, quieten, steps_of, train_digest
 from backdoor.attacks import Poisoned
 from backdoor.checkpoint import load_weights
@@ -54,6 +55,7 @@ class Experiment:
 
     def __init__(self, cfg: DictConfig, record: Record) -> None:
         quieten()
+        keep_freed_memory()
         self.cfg, self.record = cfg, record
         if cfg.threads is not None:
             torch.set_num_threads(cfg.threads)

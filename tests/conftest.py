@@ -14,9 +14,12 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
+import torch
 from hydra.core.global_hydra import GlobalHydra
+from PIL import Image
 
 from backdoor.cli import run_command
+from helpers_cli import CONF
 
 SRC = Path(__file__).parents[1] / "src"
 
@@ -95,6 +98,26 @@ def command(
         return status, said.out, said.err
 
     return call
+
+
+@pytest.fixture
+def conf(tmp_path: Path) -> Path:
+    """A small conf/ of the test's own, some of it broken."""
+    for name, text in CONF.items():
+        path = tmp_path / "conf" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return tmp_path / "conf"
+
+
+@pytest.fixture(scope="session")
+def picture(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A 12x8 PNG with soft alpha."""
+    generator = torch.Generator().manual_seed(1)
+    pixels = torch.randint(0, 256, (8, 12, 4), generator=generator, dtype=torch.uint8)
+    path = tmp_path_factory.mktemp("picture") / "trigger.png"
+    Image.fromarray(pixels.numpy()).save(path)
+    return str(path)
 
 
 @pytest.fixture(scope="session")

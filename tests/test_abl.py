@@ -85,6 +85,15 @@ def test_isolation_averages_its_passes():
     assert found.groups["suspect"].tolist() == [False, True, False, False]
 
 
+def test_isolation_takes_the_median_where_asked_to():
+    state = State(Split.of(torch.zeros(3, 1, 2, 2, dtype=torch.uint8), torch.zeros(3, dtype=torch.int64)), 2)
+    callback = LossGapIsolation(ratio=0.34, last_epochs=3, combine="median")
+    callback.passes = [torch.tensor([0.0, 1.0, 2.0]), torch.tensor([9.0, 1.0, 2.0]), torch.tensor([0.5, 1.5, 3.0])]
+    assert callback.contribute(state).scores["loss_gap"].tolist() == [-0.5, -1.0, -2.0]
+    with pytest.raises(UserError, match=r"combine=medain: did you mean 'median'"):
+        LossGapIsolation(combine="medain")
+
+
 class Tiny(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -16,66 +14,8 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from backdoor import cli_check, cli_errors
-from backdoor.confdir import conf_dir
 from backdoor.errors import UserError
-from backdoor.list import groups
-
-SRC = Path(__file__).parents[1] / "src"
-
-CONF = {
-    "config.yaml": """# primary
-defaults: [{data: digits}, {attack: badnets}, {defense: abl}, _self_]
-seed: 0
-copy: ${attack.ratio}
-""",
-    "attack/badnets.yaml": "# Patch.\nratio: 0.1\ntarget: 0\n",
-    "attack/sig.yaml": "# Sinusoid.\ndefaults: [{/trigger: patch}]\nratio: 0.1\ndelta: 20\n",
-    "attack/broken.yaml": "# Not YAML.\nratio: [0.1\n",
-    "attack/_part.yaml": "# Not a choice.\nratio: 0.1\n",
-    "attack/parts/deep.yaml": "# Not a choice either.\nratio: 0.1\n",
-    "trigger/patch.yaml": "# @package _here_\n# A square.\nsize: 3\n",
-    "defense/abl.yaml": "# ABL.\nstages: {isolate: {epochs: 20}, unlearn: {epochs: 5, lr: 0.1}}\n",
-    "data/digits.yaml": "# Digits.\nsize: 32\n",
-    "data/folder.yaml": "# Your own.\nroot: ???\nsize: 32\n",
-}
-
-# The experiment's place is taken by a few lines, so that only the command line is under test.
-PROGRAM = """
-import sys, types
-experiment = types.ModuleType("backdoor.experiment")
-def run(cfg):
-{body}
-experiment.run = run
-sys.modules["backdoor.experiment"] = experiment
-from backdoor.cli import main
-main()
-"""
-
-
-@pytest.fixture
-def conf(tmp_path: Path) -> Path:
-    for name, text in CONF.items():
-        path = tmp_path / "conf" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    return tmp_path / "conf"
-
-
-def python(*args: str, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
-    full = {**os.environ, "PYTHONPATH": str(SRC), **env}
-    if "HYDRA_FULL_ERROR" not in env:
-        full.pop("HYDRA_FULL_ERROR", None)
-    return subprocess.run([sys.executable, *args], capture_output=True, text=True, env=full, cwd=cwd, timeout=60)
-
-
-def backdoor(conf: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    return python("-m", "backdoor", "--config-path", str(conf), *words, cwd=conf.parent)
-
-
-def program(conf: Path, body: str, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
-    code = PROGRAM.format(body="\n".join("    " + line for line in body.splitlines()))
-    return python("-c", code, "--config-path", str(conf), *words, cwd=conf.parent, **env)
-
+from helpers_cli import PROGRAM, SRC, program
 
 MISTAKES = {
     "attack=badnet": "attack=badnet: no such attack; did you mean 'badnets'? Choices: badnets, broken, sig",
@@ -142,6 +82,7 @@ def test_a_folder_of_ones_own_adds_choices(conf: Path) -> None:
 
 
 FULL = "the disk is full; free some space"
+
 RAISED = {
     "from backdoor.errors import UserError\nraise UserError('attack.ratio: expected\\n[0, 1]')": (
         2,
@@ -245,83 +186,3 @@ def test_check_config_names_every_missing_key_and_nested_references() -> None:
     with pytest.raises(UserError, match=r"^a\[1\]\.b: cannot be resolved"):
         cli_check.check_config(OmegaConf.create({"a": [1, {"b": "${nope}"}]}))
     cli_check.check_config(OmegaConf.create({"a": {"b": "${c}"}, "c": 1, "n": None}))
-
-
-@pytest.mark.parametrize(
-    ("module", "call", "words"),
-    [
-        ("backdoor.cli", "run_command", ["--help"]),
-        ("backdoor.cli", "run_command", ["attack.ratoi=0.1"]),
-        ("backdoor.cli", "run_command", ["--cfg", "job"]),
-        ("backdoor.list", "main", []),
-    ],
-)
-def test_answers_at_once_and_without_torch(module: str, call: str, words: list[str]) -> None:
-    """On the project's own conf/. The best of three, for the machine may be busy."""
-    seconds = []
-    for _ in range(3):
-        start = time.perf_counter()
-        # --help leaves through sys.exit, so the check has to come at exit too.
-        code = "import atexit, sys; atexit.register(lambda: print('torch' in sys.modules))"
-        done = python("-c", f"{code}; from {module} import {call}; sys.argv[1:] = {words!r}; {call}()")
-        seconds.append(time.perf_counter() - start)
-        assert done.stdout.splitlines()[-1] == "False", done.stderr
-    assert min(seconds) < 2
-
-
-def test_help_says_what_to_type() -> None:
-    done = python("-m", "backdoor", "--help")
-    assert done.returncode == 0, done.stderr
-    choices = {line.partition(":")[0] for line in done.stdout.splitlines()}
-    assert {"attack", "defense", "model", "data"} < choices
-    assert "attack/base" not in choices  # a part that choices share, not a choice
-    for text in (
-        "python -m backdoor attack=badnets defense=abl",
-        "-m attack=",
-        "badnets",
-        "seed=",
-        "--cfg job",
-    ):
-        assert text in done.stdout
-
-
-def test_options_that_help_names_are_there(tmp_path: Path) -> None:
-    shown = python("-m", "backdoor", "--help").stdout.partition("== Options")[2].partition("\n== ")[0]
-    examples = [line.partition("   ")[0].replace("PATH", str(tmp_path)) for line in shown.splitlines()[1:] if line]
-    assert len(examples) >= 6
-    for example in examples:
-        done = python("-m", "backdoor", *example.split(), "--cfg", "job", cwd=tmp_path)
-        assert done.returncode == 0, done.stderr
-
-
-def test_version() -> None:
-    done = python("-m", "backdoor", "--version")
-    assert (done.returncode, done.stdout.split()[0]) == (0, "backdoor")
-
-
-def test_list_reads_first_comment_lines_and_hides_parts(conf: Path) -> None:
-    assert groups(conf) == {
-        "attack": {"badnets": "Patch.", "broken": "Not YAML.", "sig": "Sinusoid."},
-        "defense": {"abl": "ABL."},
-        "data": {"digits": "Digits.", "folder": "Your own."},
-        "trigger": {"patch": "A square."},
-    }
-
-
-def test_every_choice_says_what_it_is() -> None:
-    nameless = [
-        f"{group}={name}" for group, choices in groups(conf_dir()).items() for name, line in choices.items() if not line
-    ]
-    assert nameless == []
-
-
-def test_list_as_text_and_json() -> None:
-    text = python("-m", "backdoor.list", "attack")
-    assert text.returncode == 0
-    assert any(line.startswith("attack=badnets ") and "BadNets" in line for line in text.stdout.splitlines())
-    assert "\x1b" not in text.stdout
-    everything = json.loads(python("-m", "backdoor.list", "--json").stdout)
-    assert "badnets" in everything["attack"]
-    wrong = python("-m", "backdoor.list", "atack")
-    assert wrong.returncode == 2
-    assert wrong.stderr.startswith("error: atack: no such group; did you mean 'attack'")

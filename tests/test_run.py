@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import csv
-import os
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,21 +14,11 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from PIL import Image
-from safetensors.torch import load_file
 
 from backdoor.attacks import PoisonPlan
 from backdoor.checkpoint import load_weights
 from conftest import QUICK, environment, numbers, read_json
-
-# Enough epochs that a kill in the middle and a difference between runs would show, few enough to be quick.
-SHORT = (
-    "model=small_cnn",
-    "model.width=8",
-    "victim.epochs=6",
-    "trainer.monitor_images=0",
-    "trainer.precision=fp32",
-    "threads=1",  # as QUICK: two processes that each want every core hinder one another
-)
+from helpers_run import finish, stage, start
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -45,28 +31,6 @@ def default_run(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> Pa
     said = finish(start(cache_dir, folder.parent, *words))
     (folder.parent / "said.txt").write_text(said)
     return folder
-
-
-def start(cache: Path, cwd: Path, *words: str) -> subprocess.Popen[str]:
-    """A real process, not waited for."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "backdoor", *words],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=environment(cache),
-        cwd=cwd,
-    )
-
-
-def finish(process: subprocess.Popen[str]) -> str:
-    said, _ = process.communicate(timeout=800)
-    assert process.returncode == 0, f"exit status {process.returncode}: {said}"
-    return said
-
-
-def stage(folder: Path, name: str) -> dict[str, Any]:
-    return next(entry for entry in read_json(folder)["stages"] if entry["name"] == name)
 
 
 def test_the_backdoor_goes_in_is_found_and_comes_out(default_run):
@@ -208,78 +172,6 @@ def test_weights_in_the_folder_are_the_stored_ones_bit_for_bit(default_run, cach
     assert logits[0].std() > 0
 
 
-def test_same_seed_same_numbers_other_seed_other_plan(command, tmp_path):
-    folders = {}
-    for name, seed in (("first", 3), ("again", 3), ("other", 4)):
-        folders[name] = tmp_path / name
-        words = (*QUICK, f"seed={seed}", f"hydra.run.dir={folders[name]}")
-        status, _, said = command(*words, cache=tmp_path / f"cache_{name}")  # nothing can come from the store
-        assert status == 0, said
-    assert numbers(folders["first"]) == numbers(folders["again"])
-    weights = [load_file(folders[name] / "weights" / "unlearn.safetensors") for name in folders]
-    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
-    assert not all(torch.equal(value, weights[2][name]) for name, value in weights[0].items())
-    plans = [PoisonPlan.load(folders[name] / "plan.npz").rows for name in folders]
-    assert torch.equal(plans[0], plans[1])
-    assert not torch.equal(plans[0], plans[2])
-
-
-def wait_for(found: Callable[[], Any], process: subprocess.Popen[str]) -> None:
-    """Until `found`, as long as the process lives."""
-    while not found():
-        assert process.poll() is None, process.communicate()[0]
-        time.sleep(0.005)
-
-
-@pytest.fixture
-def killed() -> Iterator[list[subprocess.Popen[str]]]:
-    """Processes that do not outlive the test, whatever it does."""
-    processes: list[subprocess.Popen[str]] = []
-    yield processes
-    for process in processes:
-        if process.poll() is None:
-            process.kill()
-        process.wait()
-
-
-def test_a_killed_run_goes_on_to_the_same_numbers(tmp_path, killed):
-    words = (*SHORT, "defense=none", "trainer.checkpoint_s=0")
-    for name in ("whole", "killed"):
-        cache = tmp_path / f"cache_{name}"
-        process = start(cache, tmp_path, *words, f"hydra.run.dir={tmp_path / name}")
-        killed.append(process)
-        if name == "killed":
-            wait_for(lambda: list(cache.glob("victim/*.part/resume.ckpt")), process)  # noqa: B023
-            os.kill(process.pid, signal.SIGKILL)
-            assert process.wait() == -signal.SIGKILL
-            assert not (tmp_path / name / "result.json").exists()
-            assert not list(cache.glob("victim/*/artifact.json"))
-            again = start(cache, tmp_path, *words, f"hydra.run.dir={tmp_path / name}")
-            killed.append(again)
-            finish(again)
-        else:
-            finish(process)
-    assert numbers(tmp_path / "killed") == numbers(tmp_path / "whole")
-    weights = [load_file(tmp_path / name / "weights" / "victim.safetensors") for name in ("whole", "killed")]
-    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
-    assert read_json(tmp_path / "killed", "status.json") == {"state": "done", "victim": "trained"}
-    with (tmp_path / "killed" / "metrics.csv").open() as file:
-        assert [row["epoch"] for row in csv.DictReader(file)] == ["1", "2", "3", "4", "5", "6"]
-
-
-def test_two_at_once_train_the_victim_once(tmp_path, killed):
-    cache = tmp_path / "cache"
-    for name in ("one", "two"):
-        killed.append(start(cache, tmp_path, *SHORT, "defense=none", f"hydra.run.dir={tmp_path / name}"))
-    for process in killed:
-        finish(process)
-    states = [read_json(tmp_path / name, "status.json")["victim"] for name in ("one", "two")]
-    assert sorted(states) == ["hit", "trained"]
-    assert numbers(tmp_path / "one") == numbers(tmp_path / "two")
-    assert len(list(cache.glob("victim/*/artifact.json"))) == 1
-    assert not list(cache.glob("victim/*.part"))
-
-
 def poisoned_digits(default_run: Path, cache_dir: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The train set that the run's victim saw: images (N, H, W, 3), labels, poisoned rows."""
     cfg = OmegaConf.load(default_run / "config.yaml")
@@ -355,13 +247,3 @@ def test_quick_unlearning_from_a_run(default_run, run_cli, tmp_path):
     assert control["control"]
     assert unlearned["asr"] < 0.5 * given["asr"]
     assert (tmp_path / "run" / "weights" / "unlearn.safetensors").exists()
-
-
-def test_wandb_offline_gets_the_run(run_cli, tmp_path):
-    done = run_cli(*QUICK, "logger=wandb_offline", "defense=none", f"hydra.run.dir={tmp_path / 'run'}")
-    assert done.returncode == 0, done.stderr
-    logs = list((tmp_path / "run").rglob("run-*.wandb"))
-    assert len(logs) == 1
-    assert logs[0].stat().st_size > 1000
-    assert (tmp_path / "run" / "metrics.csv").exists()
-    assert not (tmp_path / "wandb").exists()  # nothing beside the run's folder

@@ -4,34 +4,119 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
-from backdoor.attacks import Poisoned
-from backdoor.context import RunContext
-from backdoor.data.sources import DataSet
+from backdoor.attacks import Attack, Poisoned
+from backdoor.context import Hardware, RunContext
+from backdoor.data.reserve import check_reserved
+from backdoor.data.sources import DataSet, Source
 from backdoor.digest import split_digest
 from backdoor.errors import UserError
-from backdoor.stages import Step
+from backdoor.report.loggers import RunLogger
+from backdoor.stages import Step, check_chain
 from backdoor.state import State
 from backdoor.store import fingerprint
+
+# Whole numbers and their least value; null where there need not be one.
+WHOLE = {"threads": 1, "trainer.max_epochs": 1, "trainer.max_batches": 1, "trainer.monitor_images": 0}
+NEEDED = {"trainer.monitor_images"}
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """What a run makes of its config before it reads any data."""
+
+    source: Source
+    steps: list[Step]
+    attack: Attack
+    crafting: list[Step]
+    logger: RunLogger
+
+
+def assemble(cfg: DictConfig) -> Pieces:
+    """Make the pieces and see that they fit together, as far as that can be known; no file is written.
+
+    Raises:
+        UserError: a setting that is wrong whatever the data hold (perhaps as the cause of what Hydra raises).
+    """
+    check_numbers(cfg)
+    source: Source = instantiate(cfg.data, _convert_="all")
+    steps = [*steps_of({"victim": cfg.victim}), *steps_of(cfg.defense.stages)]
+    attack: Attack = instantiate(cfg.attack, _convert_="all")
+    logger: RunLogger = instantiate(cfg.logger, _convert_="all")
+    crafting = [
+        Step(name, stage, OmegaConf.to_container(cfg.attack.stages[name], resolve=True))
+        for name, stage in attack.stages.items()
+    ]
+    check_chain(crafting, {"train"}, f"attack={attack.name}")
+    inputs = {"train", *attack.inputs, *(["reserved"] if cfg.reserved else [])}
+    check_chain(steps, inputs, f"defense={cfg.defense.name}")
+    names, shape = source.names(), source.shape
+    attack.check(None if names is None else len(names), shape)
+    if shape is not None:
+        source.check_channels(shape[0])
+    if shape is not None and names is not None:
+        try_model(cfg.model, facts_of(len(names), shape, source.mean, source.std))
+    return Pieces(source, steps, attack, crafting, logger)
+
+
+def hardware_of(cfg: DictConfig) -> Hardware:
+    """The config's device, precision and layout on this machine; raises UserError for a device that is not here."""
+    trainer = cfg.trainer
+    return Hardware.of(
+        device=trainer.device,
+        precision=trainer.precision,
+        channels_last=trainer.channels_last,
+        compile=trainer.compile,
+    )
+
+
+def check_numbers(cfg: DictConfig) -> None:
+    """Raises UserError for a setting of no group, or of the trainer, that is out of range."""
+    for key, least in WHOLE.items():
+        value = OmegaConf.select(cfg, key)
+        if value is None and key not in NEEDED:
+            continue
+        if type(value) is not int or value < least:
+            raise UserError(f"{key}={value}: expected a whole number of at least {least}")
+    if type(cfg.seed) is not int:
+        raise UserError(f"seed={cfg.seed}: expected a whole number")
+    if cfg.reserved:
+        check_reserved(cfg.reserved)
+
+
+def try_model(node: DictConfig, facts: Mapping[str, Any]) -> None:
+    """Build the model, so that its settings are refused before the data are read; raises what building raises."""
+    with torch.random.fork_rng(devices=[]):
+        try:
+            with torch.device("meta"):  # no memory, no initial weights: a few milliseconds
+                instantiate(node, **facts, _convert_="all")
+        except Exception:
+            instantiate(node, **facts, _convert_="all")  # unless meta tensors alone were to blame
 
 
 def model_facts(data: DataSet) -> dict[str, Any]:
     """What a model must know of the data."""
-    channels, height, _ = data.shape
+    return facts_of(data.num_classes, data.shape, data.mean, data.std)
+
+
+def facts_of(
+    num_classes: int, shape: tuple[int, int, int], mean: Sequence[float], std: Sequence[float]
+) -> dict[str, Any]:
+    """`model_facts` of K classes of images (C, H, W)."""
     return {
-        "num_classes": data.num_classes,
-        "in_channels": channels,
-        "image_size": height,
-        "mean": list(data.mean),
-        "std": list(data.std),
+        "num_classes": num_classes,
+        "in_channels": shape[0],
+        "image_size": shape[1],
+        "mean": [float(value) for value in mean],
+        "std": [float(value) for value in std],
     }
 
 

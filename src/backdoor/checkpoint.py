@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from backdoor.errors import UserError
 
 NESTED = ("state_dict", "model_state_dict", "model", "net")
-WRAPPERS = re.compile(r"^(?:module\.|_orig_mod\.|model\.)")
+WRAPPERS = re.compile(r"^(?:module\.|model\.)")
 OPTIONAL = ("mean", "std")  # foreign checkpoints normalise outside the model
 
 
@@ -34,11 +34,24 @@ def save_weights(module: nn.Module, path: Path, metadata: Mapping[str, str] | No
         shared = value.numel() > 0 and place in seen
         # safetensors refuses shared memory; a copy of a tied weight loads back the same.
         plain = value.detach().cpu().contiguous()
-        tensors[name] = plain.clone() if shared else plain
+        tensors[uncompiled(name)] = plain.clone() if shared else plain
         seen.add(place)
+    save_tensors(tensors, path, metadata)
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Write contiguous CPU tensors that share no memory as safetensors, atomically, with the umask's file mode.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written to.
+    """
     temporary = path.with_name(path.name + ".tmp")
+    temporary.unlink(missing_ok=True)
+    temporary.touch()
+    mode = temporary.stat().st_mode  # safetensors writes mode 0600, which locks others out of a shared store
     try:
-        save_file(tensors, temporary, metadata=dict(metadata or {}))
+        save_file(dict(tensors), temporary, metadata=dict(metadata or {}))
+        temporary.chmod(mode)
         os.replace(temporary, path)
     except SafetensorError as error:
         # The command line knows a full disk by its errno, which safetensors gives in words alone.
@@ -54,26 +67,70 @@ def load_weights(module: nn.Module, path: Path, *, setting: str = "attack.model"
     Reads .safetensors, and anything else with `torch.load(weights_only=True)`. A state dict may be nested
     under `state_dict`, `model_state_dict`, `model` or `net` (an epoch or optimizer may lie beside it),
     carry wrappers' prefixes such as `module.`, and use the names of well-known other code
-    (`ImageClassifier.foreign_keys`). Missing `mean` and `std` keep the module's own: a checkpoint trained
-    without normalisation needs data.mean of 0 and data.std of 1.
+    (`ImageClassifier.foreign_keys`). Missing `mean`, `std` and `num_batches_tracked` keep the module's own: a
+    checkpoint trained without normalisation needs data.mean of 0 and data.std of 1. The module may be compiled.
 
     Raises:
-        UserError: no such file, not plain tensors, or another architecture (the first differing keys are
-            named). The module is then as it was.
+        UserError: no such file, not plain tensors, another architecture (the first differing keys are named),
+            another number of classes, or NaN or Inf. The module is then as it was.
     """
     tensors = read_tensors(path, setting)
-    own = module.state_dict()
+    own = {uncompiled(name): value for name, value in module.state_dict().items()}
     renamed = rename(tensors, own, getattr(module, "foreign_keys", ()))
-    for name in OPTIONAL:
-        if name in own:
-            renamed.setdefault(name, own[name])
-    problems = mismatches(own, renamed)
+    for name, value in own.items():
+        if name in OPTIONAL or name.endswith("num_batches_tracked"):
+            renamed.setdefault(name, value)
+    model = type(getattr(module, "_orig_mod", module)).__name__
+    check_architecture(own, renamed, f"{setting}={path}", model)
+    check_finite(tensors, f"{setting}={path}")
+    module.load_state_dict({name: renamed[uncompiled(name)] for name in module.state_dict()})
+
+
+def uncompiled(name: str) -> str:
+    """A parameter's name without what `torch.compile` puts before the part that it wraps."""
+    return name.replace("_orig_mod.", "")
+
+
+def check_architecture(own: Mapping[str, Tensor], given: Mapping[str, Tensor], source: str, model: str) -> None:
+    """Raise the UserError that says how the checkpoint differs from the model, if it does."""
+    classes = other_classes(own, given)
+    if classes:
+        raise UserError(
+            f"{source}: the checkpoint has {classes[1]} classes and the data {classes[0]}; choose the data= that it "
+            "was trained on"
+        )
+    problems = mismatches(own, given)
     if problems:
         raise UserError(
-            f"{setting}={path}: holds another architecture than the chosen model= ({type(module).__name__}): "
+            f"{source}: holds another architecture than the chosen model= ({model}): "
             f"{'; '.join(problems)}; choose the model= that it was trained with"
         )
-    module.load_state_dict(renamed)
+
+
+def other_classes(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> tuple[int, int] | None:
+    """(the model's, the checkpoint's) numbers of classes, if they are all that differs."""
+    if own.keys() != given.keys():
+        return None
+    found = set()
+    for name, value in own.items():
+        ours, theirs = value.shape, given[name].shape
+        if ours == theirs:
+            continue
+        if not name.startswith("head.") or len(ours) != len(theirs) or ours[1:] != theirs[1:]:
+            return None
+        found.add((ours[0], theirs[0]))
+    return found.pop() if len(found) == 1 else None
+
+
+def check_finite(tensors: Mapping[str, Tensor], source: str) -> None:
+    """Raise a UserError that names the first tensor with NaN or Inf."""
+    for name, value in tensors.items():
+        if value.is_floating_point() and not value.isfinite().all():
+            found = "NaN" if value.isnan().any() else "Inf"
+            raise UserError(
+                f"{source}: holds {found} in {name}: its training has diverged; choose a checkpoint from before, "
+                "or train again with a lower lr"
+            )
 
 
 def read_tensors(path: Path, setting: str) -> dict[str, Tensor]:
@@ -133,7 +190,7 @@ def describe(content: Any) -> str:
 
 def rename(tensors: Mapping[str, Tensor], own: Iterable[str], foreign: Iterable[tuple[str, str]]) -> dict[str, Tensor]:
     """Names without wrappers' prefixes, and in our spelling if they are not yet."""
-    names, known = list(tensors), set(own) - set(OPTIONAL)
+    names, known = [uncompiled(name) for name in tensors], set(own) - set(OPTIONAL)
     while names and not known & set(names):
         prefixes = {found[0] if (found := WRAPPERS.match(name)) else "" for name in names}
         if len(prefixes) > 1 or "" in prefixes:

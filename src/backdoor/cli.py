@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 
 import hydra
@@ -13,9 +14,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from backdoor import __version__
-from backdoor.cli_check import Command, check_config, check_job, read_command, sweep_jobs
+from backdoor.cli_check import Command, Job, check_config, check_job, read_command, sweep_jobs, waits_for_hydra
 from backdoor.cli_errors import explain
 from backdoor.confdir import conf_dir
+from backdoor.errors import UserError
 from backdoor.list import groups
 
 USER_ERROR = 2
@@ -41,10 +43,11 @@ def run_command() -> int:
     checked: Command | None = None  # whose words an error is about
     try:
         command = read_command(sys.argv[1:])
-        for job in sweep_jobs(command) if command.sweep else ():
-            checked = job
-            check_job(job)
+        jobs: list[tuple[Command, Job]] = []
+        for checked in sweep_jobs(command) if command.sweep else ():
+            jobs.append((checked, check_job(checked)))
         checked = command
+        check_values(jobs)
         # Hydra's own list for --help would name the parts that choices are made of as well.
         OmegaConf.register_new_resolver("choices", lambda: choices_text(command), replace=True)
         sys.argv[1:] = command.argv
@@ -62,6 +65,31 @@ def run_command() -> int:
     except Exception as error:
         return _answer(error, checked, full)
     return 0
+
+
+def check_values(jobs: Sequence[tuple[Command, Job]]) -> None:
+    """Refuse a sweep with a job whose values are bad, before the first job runs.
+
+    Raises:
+        UserError: which job, by its number and its overrides, and what is wrong with it.
+    """
+    if not jobs:
+        return
+    # Only now, when all jobs could be composed: it imports torch, which takes seconds.
+    from backdoor.experiment import check
+
+    for number, (command, job) in enumerate(jobs):
+        which = f"job {number} ({' '.join(command.overrides)})"
+        try:
+            check(job.cfg, here=job.here)
+        except Exception as error:
+            if waits_for_hydra(error):
+                continue
+            line = explain(error, command)
+            if line is None:
+                error.add_note(f"{which} cannot run")
+                raise
+            raise UserError(f"{which}: {line}") from error
 
 
 def choices_text(command: Command) -> str:

@@ -15,7 +15,7 @@ from hydra import compose, initialize_config_dir
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import InterpolationResolutionError
 
 from backdoor.confdir import conf_dir
@@ -26,12 +26,25 @@ MAX_CHECKED_JOBS = 256
 
 
 @dataclass(frozen=True)
+class Job:
+    """One job of a sweep, composed.
+
+    Attributes:
+        cfg: its config, without the `hydra` node.
+        here: whether it will run in this process, and not where a launcher plugin sends it.
+    """
+
+    cfg: DictConfig
+    here: bool
+
+
+@dataclass(frozen=True)
 class Command:
     """A command line, as far as composing its configs needs it.
 
     Attributes:
         overrides: `key=value` words in the order given.
-        sweep: one job for each combination of comma-separated values (`-m`).
+        sweep: runs one job for each combination of comma-separated values (`-m`).
         path: folder of the primary config (`--config-path`, else conf/).
         name: the primary config, without `.yaml` (`--config-name`).
         extra: one more folder with configs (`--config-dir`).
@@ -90,6 +103,7 @@ def read_command(argv: Sequence[str]) -> Command:
     if args.experimental_rerun is not None:
         raise UserError("--experimental-rerun: not supported, for it unpickles; give the command again")
     flags = [word for word in argv if word not in args.overrides]
+    shows = args.help or args.hydra_help or args.cfg or args.info or args.shell_completion
     path = args.config_path or str(conf_dir())
     if args.config_path is not None and "://" not in path:
         # Hydra would look beside the source file, which nobody means; of two flags the last one counts.
@@ -97,7 +111,7 @@ def read_command(argv: Sequence[str]) -> Command:
         flags += ["--config-path", path]
     return Command(
         overrides=tuple(args.overrides),
-        sweep=args.multirun or "hydra.mode=MULTIRUN" in args.overrides,
+        sweep=not shows and (args.multirun or "hydra.mode=MULTIRUN" in args.overrides),
         path=path,
         name=args.config_name or "config",
         extra=args.config_dir,
@@ -142,16 +156,24 @@ def sweep_jobs(command: Command) -> Iterator[Command]:
         yield replace(command, overrides=tuple(job), sweep=False)
 
 
-def check_job(job: Command) -> None:
+def check_job(job: Command) -> Job:
     """Compose one job's config and check it, so that the tenth job cannot fail after nine have trained.
 
     Raises:
         UserError: as `check_config`; and what Hydra raises for a config that cannot be composed.
     """
     cfg = job.compose(job.overrides)
-    OmegaConf.set_struct(cfg, False)
-    del cfg["hydra"]  # has required values that only a running job fills
+    launcher = OmegaConf.select(cfg, "hydra.launcher._target_")
+    with open_dict(cfg):
+        del cfg["hydra"]  # has required values that only a running job fills
     check_config(cfg)
+    return Job(cfg, here=str(launcher).endswith(".BasicLauncher"))
+
+
+def waits_for_hydra(error: BaseException) -> bool:
+    """Whether `error` is about `${hydra:...}`, which has values only inside a running job."""
+    cause = error.__cause__
+    return "HydraConfig was not set" in str(error) or (cause is not None and waits_for_hydra(cause))
 
 
 def check_config(cfg: DictConfig) -> None:
@@ -187,7 +209,6 @@ def _check_reference(node: DictConfig | ListConfig, key: Any) -> None:
     try:
         node[key]
     except InterpolationResolutionError as error:
-        # ${hydra:...} has values only inside a job, where this is checked again.
-        if "HydraConfig was not set" not in str(error):
+        if not waits_for_hydra(error):  # inside the job this is checked again
             name, reason = node._get_full_key(key), str(error).splitlines()[0]
             raise UserError(f"{name}: cannot be resolved: {reason}") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +14,18 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from backdoor.allocator import keep_freed_memory
-from backdoor.assembly import Given, model_facts, quieten, steps_of, train_digest
+from backdoor.assembly import Given, assemble, hardware_of, model_facts, quieten, train_digest
 from backdoor.attacks import Poisoned
 from backdoor.checkpoint import load_weights
-from backdoor.context import Hardware, RunContext
+from backdoor.context import RunContext
+from backdoor.crafting import Crafted, craft
 from backdoor.data.reserve import split_reserved
 from backdoor.data.sources import DataSet
 from backdoor.digest import file_digest, tensor_digest
 from backdoor.evaluation import Evaluator
 from backdoor.record import Record
 from backdoor.report.console import closing_table, stage_line
-from backdoor.stages import Finished, Pipeline, Step, check_chain
+from backdoor.stages import Finished, Pipeline, Step
 from backdoor.state import Split, State
 from backdoor.store import Store
 
@@ -50,6 +52,25 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     return result
 
 
+def check(cfg: DictConfig, *, here: bool = True) -> None:
+    """Refuse a config whose run would fail before it reads any data; leaves no trace.
+
+    What only the data tell stays in the run itself: whether the rows suffice for `attack.ratio` and `reserved`, and,
+    for data whose classes or image size are not known by their config (data=folder, data=arrays), whether the target,
+    the trigger and the model fit. So does what lies on disk: the images, checkpoints, a folder that is full.
+
+    Args:
+        cfg: a job's composed config.
+        here: whether it will run on this machine, so that its device must be there.
+
+    Raises:
+        UserError: the same that `run` raises.
+    """
+    if here:
+        hardware_of(cfg)
+    assemble(cfg)
+
+
 class Experiment:
     """The parts of one run, made from its config."""
 
@@ -57,17 +78,12 @@ class Experiment:
         quieten()
         keep_freed_memory()
         self.cfg, self.record = cfg, record
+        self.hardware = hardware_of(cfg)
+        pieces = assemble(cfg)
+        self.source, self.attack, self.logger = pieces.source, pieces.attack, pieces.logger
+        self.steps, self.crafting = pieces.steps, pieces.crafting
         if cfg.threads is not None:
             torch.set_num_threads(cfg.threads)
-        self.hardware = Hardware.of(
-            device=cfg.trainer.device,
-            precision=cfg.trainer.precision,
-            channels_last=cfg.trainer.channels_last,
-            compile=cfg.trainer.compile,
-        )
-        self.steps = [*steps_of({"victim": cfg.victim}), *steps_of(cfg.defense.stages)]
-        self.attack = instantiate(cfg.attack, _convert_="all")
-        self.logger = instantiate(cfg.logger, _convert_="all")
         self.store = Store(Path(cfg.store.dir or platformdirs.user_cache_dir("backdoor")).expanduser(), self.say)
 
     def say(self, line: str) -> None:
@@ -76,44 +92,53 @@ class Experiment:
 
     def run(self) -> dict[str, Any]:
         """The straight line."""
-        data: DataSet = instantiate(self.cfg.data, _convert_="all").load(
-            self.store.root, progress=bool(self.cfg.progress)
-        )
-        poisoned, reserved = self.poison(data)
+        data = self.source.load(self.store.root, progress=bool(self.cfg.progress))
+        context = self.context(data)
+        poisoned, reserved, crafted = self.poison(data, context)
         evaluator = Evaluator(
             poisoned.truth,
             monitor_images=self.cfg.trainer.monitor_images,
             precision=self.hardware.precision,
             channels_last=self.hardware.channels_last,
         )
-        context = self.context(data, evaluator)
-        state, keys = self.start(poisoned, reserved, data, context)
-        check_chain(self.steps, set(keys), f"defense={self.cfg.defense.name}")
+        if self.cfg.trainer.monitor_images:
+            context = replace(context, monitor=evaluator.monitor)
+        state, keys = self.start(poisoned, reserved, crafted, data, context)
         self.record.draw(poisoned, poisoned.truth.test_clean, data)
         self.logger.start(self.record.config, self.record.folder, self.name(), self.cfg.data.name, self.tags())
         result: dict[str, Any] = {}
         try:
-            self.run_stages(state, keys, context, evaluator, poisoned, data)
+            self.run_stages(state, keys, context, evaluator, poisoned, crafted, data)
             result = self.record.finish()
         finally:
             self.logger.finish(result, self.record.figures)
         return result
 
-    def poison(self, data: DataSet) -> tuple[Poisoned, Split | None]:
-        """The attacked data, and the trusted rows that were set aside before."""
+    def poison(self, data: DataSet, context: RunContext) -> tuple[Poisoned, Split | None, Crafted]:
+        """The attacked data, the trusted rows that were set aside before, and what the attacker made first."""
         train, test = data.train.open(), data.test.open()
         reserved = None
         if self.cfg.reserved:
             kept, trusted = split_reserved(train, self.cfg.reserved, self.cfg.seed)
             train, reserved = train.take(kept), train.take(trusted)
-        poisoned: Poisoned = self.attack.prepare(data, train, test, seed=self.cfg.seed, cache_dir=self.store.root)
+        crafted = craft(self.crafting, train, data, self.store, context, self.common(data))
+        poisoned = self.attack.prepare(
+            data,
+            train,
+            test,
+            seed=self.cfg.seed,
+            cache_dir=self.store.root,
+            findings=crafted.findings,
+            device=self.hardware.device,
+        )
+        self.record.crafted(crafted.steps, poisoned.trigger)
         if poisoned.plan is not None:
             poisoned.plan.save(self.record.folder / "plan.npz")
             rows = int(poisoned.plan.mask().sum())
             self.say(f"{data.name}: {len(poisoned.train):,} train images, {rows:,} poisoned by {self.attack.name}")
-        return poisoned, reserved
+        return poisoned, reserved, crafted
 
-    def context(self, data: DataSet, evaluator: Evaluator) -> RunContext:
+    def context(self, data: DataSet) -> RunContext:
         """What stages may use."""
         cfg, trainer = self.cfg, self.cfg.trainer
         facts = model_facts(data)
@@ -129,13 +154,12 @@ class Experiment:
             max_batches=trainer.max_batches,
             checkpoint_s=trainer.checkpoint_s,
             progress=bool(cfg.progress),
-            monitor=evaluator.monitor if trainer.monitor_images else None,
             on_epoch=self.logger.log,
             say=self.say,
         )
 
     def start(
-        self, poisoned: Poisoned, reserved: Split | None, data: DataSet, context: RunContext
+        self, poisoned: Poisoned, reserved: Split | None, crafted: Crafted, data: DataSet, context: RunContext
     ) -> tuple[State, dict[str, str]]:
         """The defender's first state and the digests of what is in it."""
         model, keys = None, {"train": train_digest(poisoned, data)}
@@ -146,6 +170,8 @@ class Experiment:
             load_weights(model, poisoned.checkpoint, setting="attack.model")
             model = context.place(model)
             keys["model"] = file_digest(poisoned.checkpoint)
+        if crafted.victim is not None:
+            model, keys["model"] = crafted.victim.state.model, crafted.victim.key
         groups = {}
         if poisoned.suspect is not None:
             groups["suspect"] = poisoned.suspect
@@ -159,16 +185,11 @@ class Experiment:
         context: RunContext,
         evaluator: Evaluator,
         poisoned: Poisoned,
+        crafted: Crafted,
         data: DataSet,
     ) -> None:
         """Victim and defense, each stage measured as it ends."""
-        common = {
-            "seed": self.cfg.seed,
-            "model": [OmegaConf.to_container(self.cfg.model, resolve=True), model_facts(data)],
-            "hardware": self.hardware.key(),
-            "caps": [self.cfg.trainer.max_epochs, self.cfg.trainer.max_batches],
-        }
-        pipeline = Pipeline(self.store, context, keys=keys, common=common)
+        pipeline = Pipeline(self.store, context, keys=keys, common=self.common(data))
 
         def report(finished: Finished) -> None:
             if finished.step.name == "victim" and "_target_" in (finished.step.config or {}):
@@ -184,10 +205,19 @@ class Experiment:
 
         steps = self.steps
         if state.model is not None:
-            given = Step("victim", Given(), None)
-            report(Finished(given, state, key="", hit=False, seconds=0.0))
+            given = Finished(Step("victim", Given(), None), state, key="", hit=False, seconds=0.0)
+            report(crafted.victim or given)
             steps = [step for step in steps if step.name != "victim"]
         pipeline.run(state, steps, report)
+
+    def common(self, data: DataSet) -> dict[str, Any]:
+        """What is in the key of every artifact of this run."""
+        return {
+            "seed": self.cfg.seed,
+            "model": [OmegaConf.to_container(self.cfg.model, resolve=True), model_facts(data)],
+            "hardware": self.hardware.key(),
+            "caps": [self.cfg.trainer.max_epochs, self.cfg.trainer.max_batches],
+        }
 
     def name(self) -> str:
         """The run's name for dashboards."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import yaml
 
 from backdoor.attacks import Poisoned
 from backdoor.attacks.plan import save_npz
+from backdoor.checkpoint import save_tensors
 from backdoor.data.sources import DataSet
 from backdoor.errors import UserError
 from backdoor.report.curves import epoch_curves, stage_curves
@@ -21,6 +23,7 @@ from backdoor.report.figures import loss_histogram, trigger_gallery
 from backdoor.stages import Finished
 from backdoor.state import Split, State
 from backdoor.store import Store, write_json
+from backdoor.triggers.base import Trigger
 
 SCHEMA = 1
 GALLERY = 8
@@ -32,6 +35,7 @@ class Record:
     def __init__(self, folder: Path, config: dict[str, Any]) -> None:
         self.folder, self.config = folder, config
         self.stages: list[dict[str, Any]] = []
+        self.crafting: list[dict[str, Any]] = []
         self.history: list[dict[str, Any]] = []
         self.figures: list[Path] = []
         self.victim = "none"
@@ -59,6 +63,19 @@ class Record:
             copy_or_link(weights, self.folder / "weights" / f"{name}.safetensors")
         if "suspect" in finished.step.stage.provides:
             save_isolated(finished.state, self.folder / f"{name}.npz")
+
+    def crafted(self, steps: Sequence[Finished], trigger: Trigger | None) -> None:
+        """Keep what the attacker made: how long it took, what it found, and the trigger's tensors."""
+        for finished in steps:
+            if finished.step.name == "victim":
+                continue
+            values = {name: value for name, value in finished.state.findings.items() if isinstance(value, int | float)}
+            self.crafting.append({"name": finished.step.name, "seconds": finished.seconds, "findings": values})
+            self.history += finished.history
+        tensors = trigger.state_dict() if trigger is not None else {}
+        if tensors:
+            found = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+            save_tensors(found, self.folder / "trigger.safetensors")
 
     def draw(self, poisoned: Poisoned, clean_test: Split, data: DataSet) -> None:
         """The gallery: the same test images without and with the trigger."""
@@ -106,6 +123,7 @@ class Record:
             "defense": self.config["defense"]["name"],
             "model": self.config["model"]["_target_"].rsplit(".", 1)[-1],
             "seed": self.config["seed"],
+            **({"crafting": self.crafting} if self.crafting else {}),
             "stages": self.stages,
             "final": final,
         }

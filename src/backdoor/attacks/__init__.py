@@ -1,13 +1,15 @@
 """Attacks: what is poisoned, with which trigger, under which label."""
 
+from backdoor.attacks.base import Attack, Poisoned
 from backdoor.attacks.external import External
 from backdoor.attacks.label_maps import AllToAll, AllToOne, CleanLabel, LabelMap, SourceSpecific
 from backdoor.attacks.plan import PoisonGroup, PoisonPlan
-from backdoor.attacks.poison_only import Poisoned, PoisonOnly
+from backdoor.attacks.poison_only import PoisonOnly
 
 __all__ = [
     "AllToAll",
     "AllToOne",
+    "Attack",
     "CleanLabel",
     "External",
     "LabelMap",

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from backdoor.attacks.base import Poisoned
 from backdoor.attacks.label_maps import AllToOne, LabelMap
-from backdoor.attacks.poison_only import Poisoned, PoisonOnly
+from backdoor.attacks.poison_only import PoisonOnly
 from backdoor.data.sources import DataSet, load_images
 from backdoor.errors import UserError
+from backdoor.stages.base import Stage
 from backdoor.state import Split, Truth
-from backdoor.triggers.base import Trigger
+from backdoor.triggers.base import Shape, Trigger
 
 
 class External:
@@ -56,6 +60,9 @@ class External:
                 raise UserError(f"attack.{setting}={value}: no such file or folder")
         if (trigger or test_attack) and target is None and label_map is None:
             raise UserError("attack.target: expected the target class, as attack.trigger or attack.test_attack is set")
+        given = {"model": model, "suspect": isolated}
+        self.stages: Mapping[str, Stage] = {}
+        self.inputs = frozenset(name for name, path in given.items() if path is not None)
         self.trigger = trigger
         self.label_map = label_map or (AllToOne(target=target) if target is not None else None)
 
@@ -64,12 +71,26 @@ class External:
         value = self.paths[setting]
         return None if value is None else Path(value).expanduser()
 
-    def prepare(self, data: DataSet, train: Split, test: Split, *, seed: int, cache_dir: Path) -> Poisoned:
+    def check(self, num_classes: int | None, shape: Shape | None) -> None:
+        """Raises UserError for a target class or a trigger that does not fit the data."""
+        if self.label_map and num_classes is not None:
+            self.label_map.check(num_classes)
+        if self.trigger and shape is not None:
+            self.trigger.check(shape)
+
+    def prepare(
+        self,
+        data: DataSet,
+        train: Split,
+        test: Split,
+        *,
+        seed: int,
+        cache_dir: Path,
+        findings: Mapping[str, Any] | None = None,
+        device: torch.device | None = None,
+    ) -> Poisoned:
         """Read the user's files; class names and image size are those of `data`."""
-        if self.label_map:
-            self.label_map.check(data.num_classes)
-        if self.trigger:
-            self.trigger.check(data.shape)
+        self.check(data.num_classes, data.shape)
         suspicious, suspect = self.read_train(data, train, cache_dir)
         attack = self.read_attack(data, test, cache_dir)
         truth = Truth(

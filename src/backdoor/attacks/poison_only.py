@@ -1,39 +1,23 @@
-"""Attacks that change the train set once and leave the training alone."""
+"""Attacks as a list of poisoned groups, with whatever the attacker makes first."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from backdoor.attacks.base import Poisoned
 from backdoor.attacks.label_maps import LabelMap
 from backdoor.attacks.plan import PoisonGroup, PoisonPlan
 from backdoor.data.sources import DataSet
 from backdoor.errors import UserError
+from backdoor.stages.base import Stage
 from backdoor.state import Split, Truth
-from backdoor.triggers.base import Trigger
-
-
-@dataclass(frozen=True)
-class Poisoned:
-    """What an attack hands on: a train set for the defender, the truth for the evaluator.
-
-    Attributes:
-        train: the suspicious train set.
-        truth: for the evaluator alone.
-        plan: rows, roles and new labels; None if the poison is somebody else's.
-        checkpoint: a victim to load instead of training one.
-        suspect: bool (N,), rows that an earlier isolation flagged.
-    """
-
-    train: Split
-    truth: Truth
-    plan: PoisonPlan | None = None
-    checkpoint: Path | None = None
-    suspect: Tensor | None = field(default=None)
+from backdoor.triggers.base import Shape, Trigger
 
 
 class PoisonOnly:
@@ -47,6 +31,9 @@ class PoisonOnly:
         groups: name -> group. Groups are drawn one after the other and never share a row.
         label_map: the attacker's goal at test time.
         trigger: the test-time trigger (its `at_test()` version).
+        stages: name -> stage, run by the attacker on the clean train set; their findings are handed to the triggers
+            (`Trigger.equip`). With a stage named `victim` the attack controls the training: that stage's model is
+            the victim, and the groups make the fixed poisoned train set that in-training defenses get.
         ratio, ratio_of, eligible, target: the attack's headline settings, which the config of `groups` and
             `label_map` refers to; kept for tables.
     """
@@ -58,6 +45,7 @@ class PoisonOnly:
         groups: Mapping[str, PoisonGroup] | None = None,
         label_map: LabelMap | None = None,
         trigger: Trigger | None = None,
+        stages: Mapping[str, Stage] | None = None,
         ratio: float = 0.0,
         ratio_of: str = "train",
         eligible: str = "all",
@@ -66,6 +54,8 @@ class PoisonOnly:
         self.name, self.ratio, self.target = name, ratio, target
         self.groups = dict(groups or {})
         self.label_map, self.trigger = label_map, trigger
+        self.stages = {stage: made for stage, made in (stages or {}).items() if made.enabled}
+        self.inputs = frozenset({"model"}) if "victim" in self.stages else frozenset[str]()
 
     def plan(self, labels: Tensor, num_classes: int, seed: int) -> PoisonPlan:
         """Draw the rows: int64 labels (N,) -> plan; the same seed gives the same rows.
@@ -107,19 +97,38 @@ class PoisonOnly:
         stamp(triggered.images, torch.arange(len(rows)), self.trigger.at_test(), triggered.index)
         return Split(triggered.images, self.label_map.goal(original, num_classes), triggered.index), original
 
-    def check(self, data: DataSet) -> None:
+    def check(self, num_classes: int | None, shape: Shape | None) -> None:
         """Raises UserError for a target class or a trigger that does not fit the data."""
-        maps = [group.label_map for group in self.groups.values()]
-        for label_map in [*maps, *([self.label_map] if self.label_map else [])]:
-            label_map.check(data.num_classes)
-        triggers = [group.trigger for group in self.groups.values()]
-        for trigger in [*triggers, self.trigger]:
-            if trigger is not None:
-                trigger.check(data.shape)
+        for label_map in [*(group.label_map for group in self.groups.values()), self.label_map]:
+            if label_map is not None and num_classes is not None:
+                label_map.check(num_classes)
+        for trigger in [*(group.trigger for group in self.groups.values()), self.trigger]:
+            if trigger is not None and shape is not None:
+                trigger.check(shape)
 
-    def prepare(self, data: DataSet, train: Split, test: Split, *, seed: int, cache_dir: Path) -> Poisoned:
+    def equip(self, findings: Mapping[str, Any], device: torch.device | None) -> None:
+        """Hand the triggers what the stages found."""
+
+        def ready(trigger: Trigger | None) -> Trigger | None:
+            return None if trigger is None else trigger.equip(findings).ready_on(device)
+
+        self.trigger = ready(self.trigger)
+        self.groups = {name: replace(group, trigger=ready(group.trigger)) for name, group in self.groups.items()}
+
+    def prepare(
+        self,
+        data: DataSet,
+        train: Split,
+        test: Split,
+        *,
+        seed: int,
+        cache_dir: Path,
+        findings: Mapping[str, Any] | None = None,
+        device: torch.device | None = None,
+    ) -> Poisoned:
         """Poison `train` (in place) and build the evaluator's truth."""
-        self.check(data)
+        self.equip(findings or {}, device)
+        self.check(data.num_classes, data.shape)
         plan = self.plan(train.labels, data.num_classes, seed)
         attack = self.attack_set(test, data.num_classes)
         truth = Truth(
@@ -130,7 +139,7 @@ class PoisonOnly:
             clean_labels=train.labels,
             target=self.label_map.target if self.label_map else None,
         )
-        return Poisoned(self.poison(train, plan), truth, plan)
+        return Poisoned(self.poison(train, plan), truth, plan, trigger=self.trigger)
 
 
 def stamp(images: Tensor, rows: Tensor, trigger: Trigger, index: Tensor | None = None) -> None:

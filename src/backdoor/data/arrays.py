@@ -23,6 +23,9 @@ class Arrays(Source):
     test: str
     classes: Sequence[str] | None = None
 
+    def names(self) -> tuple[str, ...] | None:
+        return None if self.classes is None else tuple(str(name) for name in self.classes)
+
     def parts(self, cache_dir: Path) -> Parts:
         """Both files; only their size and times are looked at."""
         train, test = (
@@ -36,5 +39,4 @@ class Arrays(Source):
             )
             for part, path in (("train", self.train), ("test", self.test))
         )
-        names = None if self.classes is None else tuple(str(name) for name in self.classes)
-        return Parts(train, test, names)
+        return Parts(train, test, self.names())

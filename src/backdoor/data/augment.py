@@ -27,10 +27,9 @@ def make_augment(name: str) -> Augment:
     Raises:
         UserError: unknown name.
     """
-    pipelines: dict[str, Augment] = {"none": none, "flip": flip, "crop": crop, "crop_flip": crop_flip}
-    if name not in pipelines:
-        raise UserError(f"data.augment={name}: unknown; {suggest(str(name), pipelines)}")
-    return pipelines[name]
+    if name not in PIPELINES:
+        raise UserError(f"data.augment={name}: unknown; {suggest(str(name), PIPELINES)}")
+    return PIPELINES[name]
 
 
 def none(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -107,3 +106,6 @@ def mirror_(images: Tensor, rows: Tensor) -> Tensor:
     rows = rows.to(images.device, non_blocking=True)  # row numbers, unlike a mask, need no wait for the device
     images[rows] = images[rows].flip(3)
     return images
+
+
+PIPELINES: dict[str, Augment] = {"none": none, "flip": flip, "crop": crop, "crop_flip": crop_flip}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -27,7 +28,12 @@ class Digits(Source):
         split_seed: of the stratified split into 1,437 train and 360 test images.
     """
 
+    native: ClassVar[tuple[int, int] | None] = (8 * ENLARGE, 8 * ENLARGE)
+
     split_seed: int = 0
+
+    def names(self) -> tuple[str, ...]:
+        return tuple("0123456789")
 
     def parts(self, cache_dir: Path) -> Parts:
         """scikit-learn itself is imported only if the cache lacks the images."""
@@ -42,7 +48,7 @@ class Digits(Source):
             )
             for part in ("train", "test")
         )
-        return Parts(train, test, tuple("0123456789"))
+        return Parts(train, test, self.names())
 
 
 def read_digits(train: bool, seed: int) -> tuple[np.ndarray, np.ndarray]:

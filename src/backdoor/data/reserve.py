@@ -67,19 +67,30 @@ def split_reserved(split: Split, reserved: int | float, seed: int) -> tuple[Tens
 
 def reserved_count(reserved: int | float, total: int) -> int:
     """Rows to reserve of `total`."""
-    expected = f"expected a number of rows (0 to {total - 1}) or a share (0.0 up to, not including, 1.0)"
-    if isinstance(reserved, bool) or not isinstance(reserved, int | float):
-        raise UserError(f"reserved: {expected}, got {reserved!r}")
+    expected = check_reserved(reserved, f"0 to {total - 1}")
     if isinstance(reserved, int):
-        if not 0 <= reserved < total:
+        if reserved >= total:
             raise UserError(f"reserved: {expected}, got {reserved} of {total} train images")
         return reserved
-    if not (math.isfinite(reserved) and 0 <= reserved < 1):
-        raise UserError(f"reserved: {expected}, got {reserved}")
     count = round(reserved * total)
     if count >= total or (reserved > 0 and count == 0):
         raise UserError(f"reserved: {expected}; {reserved} of {total} train images is {count}")
     return count
+
+
+def check_reserved(reserved: int | float, numbers: str = "0 or more") -> str:
+    """Refuse what is wrong with any train set; `numbers` are those of rows that are allowed.
+
+    Returns:
+        What is expected, for messages.
+    """
+    expected = f"expected a number of rows ({numbers}) or a share (0.0 up to, not including, 1.0)"
+    if isinstance(reserved, bool) or not isinstance(reserved, int | float):
+        raise UserError(f"reserved: {expected}, got {reserved!r}")
+    share = isinstance(reserved, float)
+    if not (math.isfinite(reserved) and reserved >= 0 and (not share or reserved < 1)):
+        raise UserError(f"reserved: {expected}, got {reserved}")
+    return expected
 
 
 @dataclass(frozen=True)

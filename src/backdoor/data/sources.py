@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from backdoor.data.augment import make_augment
 from backdoor.data.cache import cached
@@ -45,9 +45,14 @@ class Source(ABC):
         limit: {train, test}: at most so many images, stratified and drawn with `limit_seed`; None = all.
         recipe: the usual victim training; kept here for other configs to refer to.
 
+    Attributes:
+        native: (H, W) of the images as they are, where all have one size and it is known before they are read.
+
     Raises:
         UserError: a setting out of range.
     """
+
+    native: ClassVar[tuple[int, int] | None] = None
 
     name: str
     mean: Sequence[float]
@@ -85,6 +90,16 @@ class Source(ABC):
         if len(sides) != 2:
             raise UserError(f"data.image_size={sides}: expected pixels, as 32 or [height, width]")
         return sides[0], sides[1]
+
+    @property
+    def shape(self) -> tuple[int, int, int] | None:
+        """(C, H, W) as `load` will find it; None if only the images tell."""
+        size = self.size or self.native
+        return None if size is None or self.channels is None else (self.channels, *size)
+
+    def names(self) -> tuple[str, ...] | None:
+        """Names of class 0, 1, ..., K-1; None if only the files tell."""
+        return None
 
     def limit_of(self, part: str) -> Limit:
         """The limit of `train` or `test`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from backdoor.data.decode import ImageFile
 from backdoor.data.files import scan_classes, stat_files
@@ -26,6 +27,8 @@ class TinyImageNet(FileSource):
     Args:
         root: the folder that holds `tiny-imagenet-200`, or that folder itself.
     """
+
+    native: ClassVar[tuple[int, int] | None] = (64, 64)
 
     def parts(self, cache_dir: Path) -> Parts:
         """Train files by folder, test files by `val_annotations.txt`."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -102,6 +102,8 @@ class TorchvisionArrays(TorchvisionSource):
 class Cifar10(TorchvisionArrays):
     """CIFAR-10 (Krizhevsky 2009): 50,000 train and 10,000 test images, 32x32, 10 classes."""
 
+    native: ClassVar[tuple[int, int] | None] = (32, 32)
+
     def kind(self) -> Any:
         from torchvision.datasets import CIFAR10 as kind
 
@@ -135,6 +137,8 @@ class Cifar100(Cifar10):
 @dataclass(frozen=True, kw_only=True)
 class Mnist(TorchvisionArrays):
     """MNIST (LeCun et al. 1998): 60,000 train and 10,000 test images, 28x28, 10 classes."""
+
+    native: ClassVar[tuple[int, int] | None] = (28, 28)
 
     def kind(self) -> Any:
         from torchvision.datasets import MNIST as kind
@@ -177,6 +181,9 @@ class Gtsrb(TorchvisionSource):
     def expected(self) -> str:
         return "gtsrb/ with GTSRB/Training/<class>/*.ppm, GTSRB/Final_Test/Images/*.ppm and GT-final_test.csv"
 
+    def names(self) -> tuple[str, ...]:
+        return GTSRB
+
     def parts(self, cache_dir: Path) -> Parts:
         """torchvision lists the files (and downloads them); our decoder reads them."""
         base = self.folder / "gtsrb" / "GTSRB"
@@ -189,7 +196,7 @@ class Gtsrb(TorchvisionSource):
                 f"data.root={self.root}: expected 43 class folders 00000 to 00042 in gtsrb/GTSRB/Training, "
                 f"got {len(folders)}: the copy is not whole"
             )
-        return self.file_parts(train, test, GTSRB)
+        return self.file_parts(train, test, self.names())
 
     def listed(self, split: str) -> list[ImageFile]:
         """The files of `train` or `test`."""

@@ -77,6 +77,9 @@ class StageModule(pl.LightningModule):
     ) -> None:
         super().__init__()
         check_schedule(schedule)
+        for setting, value in (("lr", lr), ("momentum", momentum), ("weight_decay", weight_decay)):
+            if not isinstance(value, int | float) or not 0 <= value < math.inf:
+                raise UserError(f"{setting}={value}: expected a number of at least 0")
         self.model, self.state = model, state
         self.lr, self.weight_decay = lr, weight_decay
         self.momentum, self.nesterov = momentum, nesterov and momentum > 0

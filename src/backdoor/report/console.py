@@ -18,6 +18,8 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from rich.table import Table
 from rich.text import Text
 
+from backdoor.report.names import shown_name
+
 # Reading a loss off an accelerator waits for it: a few times a second is enough for the eye.
 REFRESH_SECONDS = 0.25
 COLUMNS = {
@@ -150,6 +152,17 @@ def stage_line(
 
 
 @rank_zero_only
+def crafted_line(
+    name: str, findings: Mapping[str, Any], seconds: float, *, hit: bool, console: Console | None = None
+) -> None:
+    """Print one line for a stage of the attack, with the numbers that it found."""
+    numbers = [f"{key} {value:.4g}" for key, value in findings.items() if isinstance(value, int | float)]
+    parts = [f"{name:<12}", "(attacker)", *numbers, f"{seconds:.1f} s", "from the store" if hit else ""]
+    line = "  ".join(part for part in parts if part)
+    (console or Console()).print(line, soft_wrap=True, markup=False, highlight=False)
+
+
+@rank_zero_only
 def closing_table(result: Mapping[str, Any], folder: Path, console: Console | None = None) -> None:
     """Print stage x metric in percent, a dash for what cannot be known, and the run's folder below.
 
@@ -166,12 +179,11 @@ def closing_table(result: Mapping[str, Any], folder: Path, console: Console | No
         table.add_column(title, justify="right", no_wrap=True)
     for stage in result.get("stages", ()):
         control = bool(stage.get("control"))
-        name = f"{stage['name']} (control)" if control else str(stage["name"])
         seen = {**stage, "precision": stage.get("detection", {}).get("precision")}
         cells = [_percent(seen.get(key)) for key in COLUMNS]
         seconds = stage.get("seconds")
         last = "-" if seconds is None else f"{seconds:.1f}"
-        table.add_row(escape(name), *cells, last, style="dim" if control else None)
+        table.add_row(escape(shown_name(stage)), *cells, last, style="dim" if control else None)
     screen.print(table)
     screen.print(Text(f"Folder: {_short(folder)}"), soft_wrap=True)
 

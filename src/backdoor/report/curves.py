@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from backdoor.report.draw import CURVES, GREY, percent, plain, save, spread
+from backdoor.report.names import shown_name
 
 
 def stage_curves(stages: Sequence[Mapping[str, Any]], path: Path) -> Path:
@@ -41,7 +42,7 @@ def stage_curves(stages: Sequence[Mapping[str, Any]], path: Path) -> Path:
         axes.plot(places[controls], values[controls], marker, color=colour, mfc="white", ms=7, mew=1.5)
     for place, stage in enumerate(stages):
         _label_points(axes, place, stage)
-    axes.set_xticks(places, [_stage_name(stage) for stage in stages], fontsize=10, parse_math=False)
+    axes.set_xticks(places, [shown_name(stage, "\n") for stage in stages], fontsize=10, parse_math=False)
     axes.set_xlim(-0.3, len(stages) - 0.45)
     percent(axes, top=106)
     axes.set_ylabel("share of test images (%)")
@@ -80,10 +81,6 @@ def epoch_curves(history: Sequence[Mapping[str, Any]], path: Path) -> Path:
     if lower.get_legend_handles_labels()[0]:
         lower.legend(fontsize=9, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 0.98), ncols=2)
     return save(figure, path)
-
-
-def _stage_name(stage: Mapping[str, Any]) -> str:
-    return f"{stage['name']}\n(control)" if stage.get("control") else str(stage["name"])
 
 
 def _label_points(axes: Axes, place: int, stage: Mapping[str, Any]) -> None:

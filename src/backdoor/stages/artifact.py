@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from backdoor.checkpoint import load_weights, save_weights
+from backdoor.checkpoint import load_weights, save_tensors, save_weights
 from backdoor.context import RunContext
 from backdoor.stages.base import Outcome
 from backdoor.state import State
@@ -23,7 +24,7 @@ PARTS = ("scores", "groups", "findings")
 def save_outcome(outcome: Outcome, provides: frozenset[str], folder: Path, *, seconds: float) -> None:
     """Write what the stage provides into `folder`.
 
-    Findings are tensors, or values that JSON can hold.
+    Findings are tensors, mappings of names to tensors (a network's weights), or values that JSON can hold.
     """
     state = outcome.state
     tensors: dict[str, Tensor] = {}
@@ -34,12 +35,15 @@ def save_outcome(outcome: Outcome, provides: frozenset[str], folder: Path, *, se
                 continue
             if isinstance(value, Tensor):
                 tensors[f"{part}.{name}"] = value.detach().cpu().contiguous()
+            elif isinstance(value, Mapping) and value and all(isinstance(one, Tensor) for one in value.values()):
+                for key, one in value.items():
+                    tensors[f"{part}.{name}/{key}"] = one.detach().cpu().contiguous().clone()
             else:
                 values[name] = value
     if "model" in provides and state.model is not None:
         save_weights(state.model, folder / "model.safetensors")
     if tensors:
-        save_file(tensors, folder / "tensors.safetensors")
+        save_tensors(tensors, folder / "tensors.safetensors")
     write_json(
         folder / "outcome.json",
         {"history": outcome.history, "findings": values, "seconds": seconds, "tensors": sorted(tensors)},
@@ -62,7 +66,11 @@ def load_outcome(state: State, folder: Path, context: RunContext, provides: froz
             raise ValueError(f"{folder.name}: {error}") from None
         for name in record["tensors"]:
             part, _, key = name.partition(".")
-            parts[part][key] = tensors[name]
+            outer, nested, inner = key.partition("/")
+            if nested:
+                parts[part].setdefault(outer, {})[inner] = tensors[name]
+            else:
+                parts[part][key] = tensors[name]
     model = state.model
     if "model" in provides:
         model = context.make_model()

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from backdoor.context import RunContext
+from backdoor.data.augment import PIPELINES
 from backdoor.errors import UserError, suggest
 from backdoor.stages.base import Outcome
 from backdoor.state import Split, State
@@ -80,7 +81,8 @@ class Fit:
         control: bool = False,
         enabled: bool = True,
     ) -> None:
-        for setting, value, choices in (("model", model, MODELS), ("rows", rows, TRAINED_ON)):
+        chosen = (("model", model, MODELS), ("rows", rows, TRAINED_ON), ("augment", augment, tuple(PIPELINES)))
+        for setting, value, choices in chosen:
             if value not in choices:
                 raise UserError(f"{setting}={value}: {suggest(str(value), choices)}")
         for setting, number in (("epochs", epochs), ("batch_size", batch_size), ("steps", steps or 1)):

@@ -77,14 +77,16 @@ class Pipeline:
         inputs = {name: self.keys[name] for name in sorted({"train", *step.stage.requires})}
         return fingerprint({"stage": step.config, "inputs": inputs, "common": self.common})
 
-    def run(self, state: State, steps: list[Step], report: Callable[[Finished], None]) -> State:
-        """Run the chain, reporting each stage as it ends.
+    def run(
+        self, state: State, steps: list[Step], report: Callable[[Finished], None], *, what: str = "defense"
+    ) -> State:
+        """Run the chain, reporting each stage as it ends; `what` it belongs to is named in errors.
 
         Raises:
             UserError: a need that is not met, before any stage runs.
         """
         has = {name for name in self.keys if state.has(name)}
-        check_chain(steps, has, "defense")
+        check_chain(steps, has, what)
         for step in steps:
             finished = self.fetch(state, step)
             report(finished)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from typing import Any, Self, TypeVar
 
@@ -33,7 +33,14 @@ class Trigger(nn.Module):
         overflow: ``clip`` saturates at 0 and 255; ``wrap`` counts modulo 256, which is what the
             reference Trojan trigger does on x86 when it casts.
         quantize: whether float images, too, end on the 256 levels of a file.
+
+    Attributes:
+        needs: names of the findings of the attack's stages without which it cannot paint.
+        network: it runs a network, on that network's device and on all threads, not arithmetic on pixels.
     """
+
+    needs: tuple[str, ...] = ()
+    network: bool = False
 
     def __init__(self, *, rounding: str = "round", overflow: str = "clip", quantize: bool = False) -> None:
         super().__init__()
@@ -45,6 +52,28 @@ class Trigger(nn.Module):
     def paint(self, x: Tensor, index: Tensor | None) -> Tensor:
         """The triggered levels: float32 (B, C, H, W), 0..255 in, any range out; never in place."""
         raise NotImplementedError
+
+    def equip(self, findings: Mapping[str, Any]) -> Trigger:
+        """The trigger with what the attack's stages found; this one if it needs nothing.
+
+        Raises:
+            UserError: a finding that is not there.
+        """
+        missing = [name for name in self.needs if name not in findings]
+        if missing:
+            raise UserError(
+                f"attack.trigger: {type(self).__name__} needs {', '.join(missing)}, which no stage of the attack "
+                "provides; add the stage to attack.stages"
+            )
+        return self.equipped(findings) if self.needs else self
+
+    def equipped(self, findings: Mapping[str, Any]) -> Trigger:
+        """A copy that can paint; `findings` has all that it `needs`. The copy needs nothing any more."""
+        raise NotImplementedError
+
+    def ready_on(self, device: torch.device | None) -> Trigger:
+        """Where it will run: networks on `device`, arithmetic where the images are."""
+        return self.to(device) if self.network and device is not None else self
 
     def at_test(self) -> Trigger:
         """The trigger the attacker uses at test time: this one, unless a setting `test_*` differs."""
@@ -82,7 +111,13 @@ class Trigger(nn.Module):
         """
         if len(shape) != 3 or min(shape) < 1:
             raise UserError(f"attack.trigger: expected images (C, H, W) of at least 1 pixel, got {shape}")
+        if self.needs:  # cannot paint yet: `check_shape` alone
+            self.check_shape(shape)
+            return
         self(torch.zeros(1, *shape, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64))
+
+    def check_shape(self, shape: Shape) -> None:
+        """What a trigger that cannot paint yet can say of images (C, H, W); raises UserError if it will not fit."""
 
     def stamp(self, images: Tensor, index: Tensor | None) -> Tensor:
         """`forward` after its checks; uint8 images go through `paint` in cache-sized chunks."""
@@ -100,8 +135,8 @@ class Trigger(nn.Module):
     def write(self, images: Tensor, rows: Tensor, index: Tensor) -> None:
         """Stamp some rows in place, a cache-sized chunk at a time; other pages of a memory map stay untouched.
 
-        On one thread: memory is the limit, and on a busy machine torch's threads wait for each other at the end of
-        every operation, which made 50,000 blends 100 times slower.
+        Arithmetic runs on one thread: memory is the limit, and on a busy machine torch's threads wait for each other
+        at the end of every operation, which made 50,000 blends 100 times slower.
 
         Args:
             images: uint8 (N, C, H, W) on the CPU.
@@ -110,10 +145,14 @@ class Trigger(nn.Module):
         """
         pixels = images.numpy()  # copies whole rows at once; torch's indexed writes go element by element
         step = max(1, CPU_CHUNK // max(1, images[0:1].numel()))
-        with one_thread():
+        device = next((value.device for value in self.state_dict().values()), images.device)
+        with nullcontext() if self.network else one_thread():
             for some, numbers in zip(rows.split(step), index.split(step), strict=True):
                 where = some.numpy()
-                pixels[where] = self(torch.from_numpy(pixels[where]), numbers).numpy()
+                batch = torch.from_numpy(pixels[where])
+                if self.network:
+                    batch, numbers = batch.to(device), numbers.to(device)
+                pixels[where] = self(batch, numbers).cpu().numpy()
 
     def finish(self, painted: Tensor, levels: Tensor, images: Tensor) -> Tensor:
         """Clamp (or wrap) and round painted levels, back to the dtype and scale of `images`.

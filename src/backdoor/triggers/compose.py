@@ -8,7 +8,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from backdoor.errors import UserError
-from backdoor.triggers.base import Trigger
+from backdoor.triggers.base import Shape, Trigger
 
 
 class Sequence(Trigger):
@@ -32,15 +32,27 @@ class Sequence(Trigger):
         for member in members:
             self._agree(member)
         self.triggers = nn.ModuleList(members)
+        self.needs = tuple(dict.fromkeys(name for member in members for name in member.needs))
+        self.network = any(member.network for member in members)
 
     def paint(self, x: Tensor, index: Tensor | None) -> Tensor:
         for trigger in self.members():
             x = trigger.paint(x, index)
         return x
 
+    def equipped(self, findings: Mapping[str, Any]) -> Trigger:
+        return self._of([trigger.equip(findings) for trigger in self.members()])
+
+    def check_shape(self, shape: Shape) -> None:
+        for trigger in self.members():
+            trigger.check(shape)
+
     def at_test(self) -> Trigger:
+        return self._of([trigger.at_test() for trigger in self.members()])
+
+    def _of(self, members: list[Trigger]) -> Sequence:
         return Sequence(
-            [trigger.at_test() for trigger in self.members()],
+            members,
             rounding=self.rounding,
             overflow=self.overflow,
             quantize=self.quantize,

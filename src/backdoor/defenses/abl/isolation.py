@@ -12,30 +12,38 @@ import torch
 from torch import Tensor, nn
 
 from backdoor.defenses.abl.method import lowest_rows
-from backdoor.errors import UserError
+from backdoor.errors import UserError, suggest
 from backdoor.inference import reestimate_batchnorm, sample_losses
 from backdoor.state import State
+
+COMBINE = {"mean": lambda passes: passes.mean(0), "median": lambda passes: passes.median(0).values}
 
 
 class LossGapIsolation(pl.Callback):
     """Ranks the train set by its loss and flags the lowest share as `suspect` (ABL, section 3).
 
-    The ranking is the mean over the last epochs of one pass each, in eval mode, fp32, without augmentation: one epoch's
-    ranking swings with BatchNorm's noise (see the README of this folder).
+    The ranking combines one pass at the end of each of the last epochs, in eval mode, fp32, without augmentation: a
+    single epoch's ranking swings with BatchNorm's noise (see the README of this folder).
 
     Args:
         ratio: share of the train set that is isolated; the paper's is 0.01.
-        last_epochs: passes that are averaged; the authors' code uses the last one alone.
+        last_epochs: passes that are combined; the authors' code uses the last one alone.
+        combine: `mean`, or `median`, which one epoch of BatchNorm's noise cannot move: for small data sets.
         reestimate_bn: re-estimate BatchNorm's statistics (on a copy of the model) before each pass.
     """
 
     provides: Sequence[str] = ("suspect", "loss_gap")
 
-    def __init__(self, *, ratio: float = 0.01, last_epochs: int = 3, reestimate_bn: bool = False) -> None:
+    def __init__(
+        self, *, ratio: float = 0.01, last_epochs: int = 3, combine: str = "mean", reestimate_bn: bool = False
+    ) -> None:
         if last_epochs < 1:
             raise UserError(f"last_epochs={last_epochs}: expected at least 1")
+        if combine not in COMBINE:
+            raise UserError(f"combine={combine}: {suggest(combine, COMBINE)}")
         lowest_rows(torch.zeros(2), ratio)  # refuses a bad ratio before anything trains
-        self.ratio, self.last_epochs, self.reestimate_bn = ratio, last_epochs, reestimate_bn
+        self.ratio, self.last_epochs = ratio, last_epochs
+        self.combine, self.reestimate_bn = combine, reestimate_bn
         self.passes: list[Tensor] = []
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -54,8 +62,8 @@ class LossGapIsolation(pl.Callback):
         return sample_losses(model, state.train)
 
     def contribute(self, state: State) -> State:
-        """Adds the score `loss_gap` (minus the mean loss) and the group `suspect`."""
-        losses = torch.stack(self.passes).mean(0)
+        """Adds the score `loss_gap` (minus the combined loss) and the group `suspect`."""
+        losses = COMBINE[self.combine](torch.stack(self.passes))
         if not torch.isfinite(losses).all():
             raise UserError("stage isolate: losses are no numbers; lower its lr, or set trainer.precision=fp32")
         return replace(

@@ -1,0 +1,80 @@
+"""The protocol of an attack."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from backdoor.attacks.plan import PoisonPlan
+from backdoor.data.sources import DataSet
+from backdoor.stages.base import Stage
+from backdoor.state import Split, Truth
+from backdoor.triggers.base import Shape, Trigger
+
+
+@dataclass(frozen=True)
+class Poisoned:
+    """What an attack hands on: a train set for the defender, the truth for the evaluator.
+
+    Attributes:
+        train: the suspicious train set.
+        truth: for the evaluator alone.
+        plan: rows, roles and new labels; None if the poison is somebody else's.
+        checkpoint: a victim to load instead of training one.
+        suspect: bool (N,), rows that an earlier isolation flagged.
+        trigger: the trigger as it was used, with what the attack's stages made for it.
+    """
+
+    train: Split
+    truth: Truth
+    plan: PoisonPlan | None = None
+    checkpoint: Path | None = None
+    suspect: Tensor | None = None
+    trigger: Trigger | None = None
+
+
+class Attack(Protocol):
+    """Changes the train set once.
+
+    Attributes:
+        name: shown in tables.
+        inputs: what it gives the defense besides the train set: `model`, `suspect`.
+        stages: name -> what the attacker makes on the clean train set before poisoning it: surrogates, patterns,
+            encoders. A stage named `victim` trains the backdoored model itself (training-controlled attacks).
+    """
+
+    name: str
+    inputs: frozenset[str]
+    stages: Mapping[str, Stage]
+
+    def check(self, num_classes: int | None, shape: Shape | None) -> None:
+        """Refuse what does not fit K classes or images (C, H, W); None: not known before the data are read.
+
+        Raises:
+            UserError: a target class or a trigger that does not fit.
+        """
+        ...
+
+    def prepare(
+        self,
+        data: DataSet,
+        train: Split,
+        test: Split,
+        *,
+        seed: int,
+        cache_dir: Path,
+        findings: Mapping[str, Any] | None = None,
+        device: torch.device | None = None,
+    ) -> Poisoned:
+        """Poison `train`, in place, and build the evaluator's truth.
+
+        Args:
+            findings: what `stages` found.
+            device: where triggers that are networks run; None = the CPU.
+        """
+        ...

@@ -1,0 +1,54 @@
+"""What an attacker makes before poisoning: surrogates, patterns, encoders, or the backdoored model itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from backdoor.context import RunContext
+from backdoor.data.sources import DataSet
+from backdoor.digest import split_digest
+from backdoor.report.console import crafted_line
+from backdoor.stages import Finished, Pipeline, Step
+from backdoor.state import Split, State
+from backdoor.store import Store, fingerprint
+
+
+@dataclass(frozen=True)
+class Crafted:
+    """What came of an attack's stages.
+
+    Attributes:
+        findings: for the attack's triggers.
+        steps: the stages as they ended.
+        victim: the stage that trained the backdoored model, if the attack controls the training.
+    """
+
+    findings: dict[str, Any]
+    steps: tuple[Finished, ...] = ()
+    victim: Finished | None = None
+
+
+def craft(steps: list[Step], train: Split, data: DataSet, store: Store, context: RunContext, common: Any) -> Crafted:
+    """Run an attack's stages on the clean train set; each is an artifact, so it is trained once for all runs.
+
+    The attacker knows the data that it poisons and nothing else: no test image is handed on.
+    """
+    if not steps:
+        return Crafted({})
+    nothing = torch.empty(0, dtype=torch.int64)
+    keys = {"train": fingerprint([data.num_classes, split_digest(train, nothing, base=data.train.digest)])}
+    finished: list[Finished] = []
+
+    def report(one: Finished) -> None:
+        finished.append(one)
+        if one.step.name != "victim":  # the victim gets a row of the table, once there is a test set for it
+            crafted_line(one.step.name, one.state.findings, one.seconds, hit=one.hit)
+
+    # The curves of a run need a triggered test set, and the trigger is still being made.
+    pipeline = Pipeline(store, replace(context, monitor=None), keys=keys, common=common)
+    state = pipeline.run(State(train, data.num_classes), steps, report, what="attack")
+    victim = next((one for one in finished if one.step.name == "victim"), None)
+    return Crafted(dict(state.findings), tuple(finished), victim)

@@ -1,0 +1,113 @@
+"""Runs that are repeated, killed, or started twice: the same numbers, and nothing is made twice."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from backdoor.attacks import PoisonPlan
+from conftest import QUICK, numbers, read_json
+from helpers_run import finish, start
+
+pytestmark = pytest.mark.timeout(900)
+
+# Enough epochs that a kill in the middle and a difference between runs would show, few enough to be quick.
+SHORT = (
+    "model=small_cnn",
+    "model.width=8",
+    "victim.epochs=6",
+    "trainer.monitor_images=0",
+    "trainer.precision=fp32",
+    "threads=1",  # as QUICK: two processes that each want every core hinder one another
+)
+
+
+def test_same_seed_same_numbers_other_seed_other_plan(command, tmp_path):
+    folders = {}
+    for name, seed in (("first", 3), ("again", 3), ("other", 4)):
+        folders[name] = tmp_path / name
+        words = (*QUICK, f"seed={seed}", f"hydra.run.dir={folders[name]}")
+        status, _, said = command(*words, cache=tmp_path / f"cache_{name}")  # nothing can come from the store
+        assert status == 0, said
+    assert numbers(folders["first"]) == numbers(folders["again"])
+    weights = [load_file(folders[name] / "weights" / "unlearn.safetensors") for name in folders]
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+    assert not all(torch.equal(value, weights[2][name]) for name, value in weights[0].items())
+    plans = [PoisonPlan.load(folders[name] / "plan.npz").rows for name in folders]
+    assert torch.equal(plans[0], plans[1])
+    assert not torch.equal(plans[0], plans[2])
+
+
+def wait_for(found: Callable[[], Any], process: subprocess.Popen[str]) -> None:
+    """Until `found`, as long as the process lives."""
+    while not found():
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.005)
+
+
+@pytest.fixture
+def killed() -> Iterator[list[subprocess.Popen[str]]]:
+    """Processes that do not outlive the test, whatever it does."""
+    processes: list[subprocess.Popen[str]] = []
+    yield processes
+    for process in processes:
+        if process.poll() is None:
+            process.kill()
+        process.wait()
+
+
+def test_a_killed_run_goes_on_to_the_same_numbers(tmp_path, killed):
+    words = (*SHORT, "defense=none", "trainer.checkpoint_s=0")
+    for name in ("whole", "killed"):
+        cache = tmp_path / f"cache_{name}"
+        process = start(cache, tmp_path, *words, f"hydra.run.dir={tmp_path / name}")
+        killed.append(process)
+        if name == "killed":
+            wait_for(lambda: list(cache.glob("victim/*.part/resume.ckpt")), process)  # noqa: B023
+            os.kill(process.pid, signal.SIGKILL)
+            assert process.wait() == -signal.SIGKILL
+            assert not (tmp_path / name / "result.json").exists()
+            assert not list(cache.glob("victim/*/artifact.json"))
+            again = start(cache, tmp_path, *words, f"hydra.run.dir={tmp_path / name}")
+            killed.append(again)
+            finish(again)
+        else:
+            finish(process)
+    assert numbers(tmp_path / "killed") == numbers(tmp_path / "whole")
+    weights = [load_file(tmp_path / name / "weights" / "victim.safetensors") for name in ("whole", "killed")]
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+    assert read_json(tmp_path / "killed", "status.json") == {"state": "done", "victim": "trained"}
+    with (tmp_path / "killed" / "metrics.csv").open() as file:
+        assert [row["epoch"] for row in csv.DictReader(file)] == ["1", "2", "3", "4", "5", "6"]
+
+
+def test_two_at_once_train_the_victim_once(tmp_path, killed):
+    cache = tmp_path / "cache"
+    for name in ("one", "two"):
+        killed.append(start(cache, tmp_path, *SHORT, "defense=none", f"hydra.run.dir={tmp_path / name}"))
+    for process in killed:
+        finish(process)
+    states = [read_json(tmp_path / name, "status.json")["victim"] for name in ("one", "two")]
+    assert sorted(states) == ["hit", "trained"]
+    assert numbers(tmp_path / "one") == numbers(tmp_path / "two")
+    assert len(list(cache.glob("victim/*/artifact.json"))) == 1
+    assert not list(cache.glob("victim/*.part"))
+
+
+def test_wandb_offline_gets_the_run(run_cli, tmp_path):
+    done = run_cli(*QUICK, "logger=wandb_offline", "defense=none", f"hydra.run.dir={tmp_path / 'run'}")
+    assert done.returncode == 0, done.stderr
+    logs = list((tmp_path / "run").rglob("run-*.wandb"))
+    assert len(logs) == 1
+    assert logs[0].stat().st_size > 1000
+    assert (tmp_path / "run" / "metrics.csv").exists()
+    assert not (tmp_path / "wandb").exists()  # nothing beside the run's folder

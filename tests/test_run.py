@@ -37,11 +37,11 @@ def test_the_backdoor_goes_in_is_found_and_comes_out(default_run):
     victim, final = stage(default_run, "victim"), read_json(default_run)["final"]
     assert victim["asr"] >= 0.95
     assert victim["c_acc"] >= 0.95
-    assert final["asr"] <= 0.1
-    assert final["c_acc"] >= victim["c_acc"] - 0.1
+    assert final["asr"] <= 0.05
+    assert final["c_acc"] >= victim["c_acc"] - 0.06
     found = stage(default_run, "isolate")["detection"]
     assert found["poisoned"] == 144
-    assert found["precision"] > 0.6  # a blind choice finds the poisoning ratio, 0.1
+    assert found["precision"] > 0.8  # a blind choice finds the poisoning ratio, 0.1
     assert found["auroc"] > 0.7
 
 

@@ -81,7 +81,9 @@ def command(
 ) -> Callable[..., tuple[int, str, str]]:
     """`command("attack=sig")` -> (exit status, stdout, stderr): the same command line, without a process of its own."""
 
-    def call(*words: str, cache: Path | None = None) -> tuple[int, str, str]:
+    def call(
+        *words: str, cache: Path | None = None, program: tuple[str, str] = ("backdoor.experiment", "config")
+    ) -> tuple[int, str, str]:
         monkeypatch.chdir(tmp_path)
         monkeypatch.setenv("BACKDOOR_CACHE", str(cache or cache_dir))
         monkeypatch.setenv("CI", "true")
@@ -90,7 +92,7 @@ def command(
         capsys.readouterr()
         GlobalHydra.instance().clear()
         try:
-            status = run_command()
+            status = run_command(*program)
         finally:
             GlobalHydra.instance().clear()
             os.environ.pop("HYDRA_FULL_ERROR", None)

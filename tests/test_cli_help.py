@@ -20,6 +20,7 @@ from helpers_cli import python
         ("backdoor.cli", "run_command", ["attack.ratoi=0.1"]),
         ("backdoor.cli", "run_command", ["--cfg", "job"]),
         ("backdoor.list", "main", []),
+        ("backdoor.preview", "main", ["--help"]),
     ],
 )
 def test_answers_at_once_and_without_torch(module: str, call: str, words: list[str]) -> None:

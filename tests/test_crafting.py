@@ -1,4 +1,4 @@
-"""What an attacker makes first: run once, stored, handed to the triggers, and never without the clean train set alone."""
+"""What an attacker makes first: run once, stored, and handed to the triggers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ class MeanImage:
 
     def run(self, state, context, *, name, work) -> Outcome:
         type(self).ran += 1
-        assert state.model is None and state.reserved is None
+        assert state.model is None
+        assert state.reserved is None
         mean = state.train.images.float().mean(0)
         found = {"pattern": mean, "network": {"head.weight": mean[0], "bias": mean[1]}, "level": float(mean.mean())}
         return Outcome(replace(state, findings={**state.findings, **found}))
@@ -70,7 +71,8 @@ def crafted(tmp_path: Path, data, stage):
 def test_findings_reach_the_trigger_and_come_from_the_store_the_second_time(tmp_path, digits):
     MeanImage.ran = 0
     first, second = crafted(tmp_path, digits, MeanImage()), crafted(tmp_path, digits, MeanImage())
-    assert MeanImage.ran == 1 and second.steps[0].hit
+    assert MeanImage.ran == 1
+    assert second.steps[0].hit
     assert second.findings["level"] == first.findings["level"] > 0
     train, test = digits.train.open(), digits.test.open()
     clean = train.images.clone()
@@ -98,4 +100,5 @@ def test_other_clean_data_make_another_artifact(tmp_path, digits):
 
 def test_a_stage_named_victim_gives_the_defense_a_model():
     plain, controlled = attack(Ghost()), attack(Ghost(), {"victim": MeanImage()})
-    assert plain.inputs == frozenset() and controlled.inputs == {"model"}
+    assert plain.inputs == frozenset()
+    assert controlled.inputs == {"model"}

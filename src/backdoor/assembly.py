@@ -25,7 +25,14 @@ from backdoor.state import State
 from backdoor.store import fingerprint
 
 # Whole numbers and their least value; null where there need not be one.
-WHOLE = {"threads": 1, "trainer.max_epochs": 1, "trainer.max_batches": 1, "trainer.monitor_images": 0}
+WHOLE = {
+    "threads": 1,
+    "trainer.max_epochs": 1,
+    "trainer.max_batches": 1,
+    "trainer.monitor_images": 0,
+    "preview.images": 1,
+    "preview.measured": 1,
+}
 NEEDED = {"trainer.monitor_images"}
 
 
@@ -65,6 +72,13 @@ def assemble(cfg: DictConfig) -> Pieces:
     if shape is not None and names is not None:
         try_model(cfg.model, facts_of(len(names), shape, source.mean, source.std))
     return Pieces(source, steps, attack, crafting, logger)
+
+
+def checked(cfg: DictConfig, *, here: bool) -> Pieces:
+    """`assemble` without starting anything; `here`: the job will run on this machine, so its device must be there."""
+    if here:
+        hardware_of(cfg)
+    return assemble(cfg)
 
 
 def hardware_of(cfg: DictConfig) -> Hardware:

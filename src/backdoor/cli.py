@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 
 import hydra
@@ -29,8 +30,13 @@ def main() -> None:
     sys.exit(run_command())
 
 
-def run_command() -> int:
+def run_command(program: str = "backdoor.experiment", config: str = "config") -> int:
     """Run the command line in `sys.argv` (where Hydra reads it too); the exit status.
+
+    Args:
+        program: the module whose `check(cfg, here=...)` and `run(cfg)` serve a job. It is imported only once the
+            configs are composed: it imports torch, which takes seconds that --help should not wait for.
+        config: the primary config in conf/.
 
     With HYDRA_FULL_ERROR=1 in the environment every error keeps its traceback.
     """
@@ -42,16 +48,16 @@ def run_command() -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     checked: Command | None = None  # whose words an error is about
     try:
-        command = read_command(sys.argv[1:])
+        command = read_command(sys.argv[1:], config)
         jobs: list[tuple[Command, Job]] = []
         for checked in sweep_jobs(command) if command.sweep else ():
             jobs.append((checked, check_job(checked)))
         checked = command
-        check_values(jobs)
+        check_values(jobs, program)
         # Hydra's own list for --help would name the parts that choices are made of as well.
         OmegaConf.register_new_resolver("choices", lambda: choices_text(command), replace=True)
         sys.argv[1:] = command.argv
-        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(run_job)()
+        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config)(job_of(program))()
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
@@ -67,7 +73,7 @@ def run_command() -> int:
     return 0
 
 
-def check_values(jobs: Sequence[tuple[Command, Job]]) -> None:
+def check_values(jobs: Sequence[tuple[Command, Job]], program: str) -> None:
     """Refuse a sweep with a job whose values are bad, before the first job runs.
 
     Raises:
@@ -75,9 +81,7 @@ def check_values(jobs: Sequence[tuple[Command, Job]]) -> None:
     """
     if not jobs:
         return
-    # Only now, when all jobs could be composed: it imports torch, which takes seconds.
-    from backdoor.experiment import check
-
+    check = import_module(program).check  # only now, when all jobs could be composed
     for number, (command, job) in enumerate(jobs):
         which = f"job {number} ({' '.join(command.overrides)})"
         try:
@@ -119,19 +123,20 @@ def _answer(error: Exception, command: Command | None, full: bool) -> int:
     return USER_ERROR
 
 
-def run_job(cfg: DictConfig) -> None:
-    """One job: check its config, then run the experiment."""
-    try:
-        check_config(cfg)
-        # Here and not above: it imports torch, which takes seconds that --help should not wait for.
-        from backdoor.experiment import run
+def job_of(program: str) -> Callable[[DictConfig], None]:
+    """What Hydra calls for one job: check its config, then run the program."""
 
-        run(cfg)
-    except Exception as error:
-        line = explain(error)
-        if HydraConfig.get().mode == RunMode.MULTIRUN:
-            # Hydra goes on with the other jobs and raises only the first error, at the very end.
-            print(f"job {HydraConfig.get().job.num} failed: {line or repr(error)}", file=sys.stderr)
-        elif line is not None:
-            raise _JobError(error) from None
-        raise
+    def run_job(cfg: DictConfig) -> None:
+        try:
+            check_config(cfg)
+            import_module(program).run(cfg)
+        except Exception as error:
+            line = explain(error)
+            if HydraConfig.get().mode == RunMode.MULTIRUN:
+                # Hydra goes on with the other jobs and raises only the first error, at the very end.
+                print(f"job {HydraConfig.get().job.num} failed: {line or repr(error)}", file=sys.stderr)
+            elif line is not None:
+                raise _JobError(error) from None
+            raise
+
+    return run_job

@@ -86,8 +86,8 @@ class Command:
         return Path(self.path).is_absolute() and not (own_search and self.extra)
 
 
-def read_command(argv: Sequence[str]) -> Command:
-    """Parse the flags (Hydra's own) and leave the overrides as they are.
+def read_command(argv: Sequence[str], config: str = "config") -> Command:
+    """Parse the flags (Hydra's own) and leave the overrides as they are; `config` is the program's primary config.
 
     Raises:
         UserError: an unknown flag, or one that lacks its value.
@@ -113,7 +113,7 @@ def read_command(argv: Sequence[str]) -> Command:
         overrides=tuple(args.overrides),
         sweep=not shows and (args.multirun or "hydra.mode=MULTIRUN" in args.overrides),
         path=path,
-        name=args.config_name or "config",
+        name=args.config_name or config,
         extra=args.config_dir,
         argv=(*flags, *args.overrides),
     )

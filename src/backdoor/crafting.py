@@ -24,17 +24,31 @@ class Crafted:
         findings: for the attack's triggers.
         steps: the stages as they ended.
         victim: the stage that trained the backdoored model, if the attack controls the training.
+        short: that stage was cut to one epoch, for a preview.
     """
 
     findings: dict[str, Any]
     steps: tuple[Finished, ...] = ()
     victim: Finished | None = None
+    short: bool = False
 
 
-def craft(steps: list[Step], train: Split, data: DataSet, store: Store, context: RunContext, common: Any) -> Crafted:
+def craft(
+    steps: list[Step],
+    train: Split,
+    data: DataSet,
+    store: Store,
+    context: RunContext,
+    common: Any,
+    *,
+    preview: bool = False,
+) -> Crafted:
     """Run an attack's stages on the clean train set; each is an artifact, so it is trained once for all runs.
 
     The attacker knows the data that it poisons and nothing else: no test image is handed on.
+
+    Args:
+        preview: a victim that the store does not have is trained for one epoch, under a key of its own.
     """
     if not steps:
         return Crafted({})
@@ -45,10 +59,18 @@ def craft(steps: list[Step], train: Split, data: DataSet, store: Store, context:
     def report(one: Finished) -> None:
         finished.append(one)
         if one.step.name != "victim":  # the victim gets a row of the table, once there is a test set for it
-            crafted_line(one.step.name, one.state.findings, one.seconds, hit=one.hit)
+            for row in one.history if one.hit else ():
+                context.on_epoch(row)
+        if one.step.name != "victim" or one.numbers():
+            crafted_line(one.step.name, one.numbers(), one.seconds, hit=one.hit)
 
     # The curves of a run need a triggered test set, and the trigger is still being made.
     pipeline = Pipeline(store, replace(context, monitor=None), keys=keys, common=common)
-    state = pipeline.run(State(train, data.num_classes), steps, report, what="attack")
+    state, short = State(train, data.num_classes), False
+    for step in steps:
+        if preview and step.name == "victim" and not pipeline.stored(step):
+            pipeline, short = pipeline.capped(1), True
+            context.say("victim        (attacker) is not in the store: trained for one epoch, for this preview alone")
+        state = pipeline.run(state, [step], report, what="attack")
     victim = next((one for one in finished if one.step.name == "victim"), None)
-    return Crafted(dict(state.findings), tuple(finished), victim)
+    return Crafted(dict(state.findings), tuple(finished), victim, short)

@@ -7,27 +7,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import platformdirs
-import torch
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from backdoor.allocator import keep_freed_memory
-from backdoor.assembly import Given, assemble, hardware_of, model_facts, quieten, train_digest
+from backdoor.assembly import Given, checked, train_digest
 from backdoor.attacks import Poisoned
 from backdoor.checkpoint import load_weights
 from backdoor.context import RunContext
 from backdoor.crafting import Crafted, craft
-from backdoor.data.reserve import split_reserved
 from backdoor.data.sources import DataSet
 from backdoor.digest import file_digest, tensor_digest
 from backdoor.evaluation import Evaluator
+from backdoor.preparation import Preparation
 from backdoor.record import Record
 from backdoor.report.console import closing_table, stage_line
 from backdoor.stages import Finished, Pipeline, Step
 from backdoor.state import Split, State
-from backdoor.store import Store
 
 
 def run(cfg: DictConfig) -> dict[str, Any]:
@@ -66,48 +61,34 @@ def check(cfg: DictConfig, *, here: bool = True) -> None:
     Raises:
         UserError: the same that `run` raises.
     """
-    if here:
-        hardware_of(cfg)
-    assemble(cfg)
+    checked(cfg, here=here)
 
 
-class Experiment:
-    """The parts of one run, made from its config."""
+class Experiment(Preparation):
+    """One run, and what it records."""
 
     def __init__(self, cfg: DictConfig, record: Record) -> None:
-        quieten()
-        keep_freed_memory()
-        self.cfg, self.record = cfg, record
-        self.hardware = hardware_of(cfg)
-        pieces = assemble(cfg)
-        self.source, self.attack, self.logger = pieces.source, pieces.attack, pieces.logger
-        self.steps, self.crafting = pieces.steps, pieces.crafting
-        if cfg.threads is not None:
-            torch.set_num_threads(cfg.threads)
-        self.store = Store(Path(cfg.store.dir or platformdirs.user_cache_dir("backdoor")).expanduser(), self.say)
-
-    def say(self, line: str) -> None:
-        """One line on the screen."""
-        print(line, flush=True)
+        super().__init__(cfg)
+        self.record = record
 
     def run(self) -> dict[str, Any]:
         """The straight line."""
-        data = self.source.load(self.store.root, progress=bool(self.cfg.progress))
+        data = self.load()
         context = self.context(data)
-        poisoned, reserved, crafted = self.poison(data, context)
-        evaluator = Evaluator(
-            poisoned.truth,
-            monitor_images=self.cfg.trainer.monitor_images,
-            precision=self.hardware.precision,
-            channels_last=self.hardware.channels_last,
-        )
-        if self.cfg.trainer.monitor_images:
-            context = replace(context, monitor=evaluator.monitor)
-        state, keys = self.start(poisoned, reserved, crafted, data, context)
-        self.record.draw(poisoned, poisoned.truth.test_clean, data)
         self.logger.start(self.record.config, self.record.folder, self.name(), self.cfg.data.name, self.tags())
         result: dict[str, Any] = {}
         try:
+            poisoned, reserved, crafted = self.poison(data, context)
+            evaluator = Evaluator(
+                poisoned.truth,
+                monitor_images=self.cfg.trainer.monitor_images,
+                precision=self.hardware.precision,
+                channels_last=self.hardware.channels_last,
+            )
+            if self.cfg.trainer.monitor_images:
+                context = replace(context, monitor=evaluator.monitor)
+            state, keys = self.start(poisoned, reserved, crafted, data, context)
+            self.record.draw(poisoned, poisoned.truth.test_clean, data)
             self.run_stages(state, keys, context, evaluator, poisoned, crafted, data)
             result = self.record.finish()
         finally:
@@ -116,11 +97,7 @@ class Experiment:
 
     def poison(self, data: DataSet, context: RunContext) -> tuple[Poisoned, Split | None, Crafted]:
         """The attacked data, the trusted rows that were set aside before, and what the attacker made first."""
-        train, test = data.train.open(), data.test.open()
-        reserved = None
-        if self.cfg.reserved:
-            kept, trusted = split_reserved(train, self.cfg.reserved, self.cfg.seed)
-            train, reserved = train.take(kept), train.take(trusted)
+        train, test, reserved = self.splits(data)
         crafted = craft(self.crafting, train, data, self.store, context, self.common(data))
         poisoned = self.attack.prepare(
             data,
@@ -134,29 +111,9 @@ class Experiment:
         self.record.crafted(crafted.steps, poisoned.trigger)
         if poisoned.plan is not None:
             poisoned.plan.save(self.record.folder / "plan.npz")
-            rows = int(poisoned.plan.mask().sum())
+            rows = int(poisoned.truth.poisoned.sum()) if poisoned.truth.poisoned is not None else 0
             self.say(f"{data.name}: {len(poisoned.train):,} train images, {rows:,} poisoned by {self.attack.name}")
         return poisoned, reserved, crafted
-
-    def context(self, data: DataSet) -> RunContext:
-        """What stages may use."""
-        cfg, trainer = self.cfg, self.cfg.trainer
-        facts = model_facts(data)
-
-        def new_model() -> torch.nn.Module:
-            return instantiate(cfg.model, **facts, _convert_="all")
-
-        return RunContext(
-            seed=cfg.seed,
-            hardware=self.hardware,
-            new_model=new_model,
-            max_epochs=trainer.max_epochs,
-            max_batches=trainer.max_batches,
-            checkpoint_s=trainer.checkpoint_s,
-            progress=bool(cfg.progress),
-            on_epoch=self.logger.log,
-            say=self.say,
-        )
 
     def start(
         self, poisoned: Poisoned, reserved: Split | None, crafted: Crafted, data: DataSet, context: RunContext
@@ -209,15 +166,6 @@ class Experiment:
             report(crafted.victim or given)
             steps = [step for step in steps if step.name != "victim"]
         pipeline.run(state, steps, report)
-
-    def common(self, data: DataSet) -> dict[str, Any]:
-        """What is in the key of every artifact of this run."""
-        return {
-            "seed": self.cfg.seed,
-            "model": [OmegaConf.to_container(self.cfg.model, resolve=True), model_facts(data)],
-            "hardware": self.hardware.key(),
-            "caps": [self.cfg.trainer.max_epochs, self.cfg.trainer.max_batches],
-        }
 
     def name(self) -> str:
         """The run's name for dashboards."""

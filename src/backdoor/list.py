@@ -13,7 +13,7 @@ from backdoor.confdir import conf_dir
 from backdoor.errors import UserError, suggest
 
 # Order of interest; groups that are not named here come after these.
-FIRST = ("attack", "defense", "model", "data", "trigger", "victim", "trainer", "logger")
+FIRST = ("attack", "defense", "model", "data", "trigger", "label_map", "victim", "trainer", "logger")
 
 
 def groups(conf: Path) -> dict[str, dict[str, str]]:

@@ -67,11 +67,10 @@ class Record:
     def crafted(self, steps: Sequence[Finished], trigger: Trigger | None) -> None:
         """Keep what the attacker made: how long it took, what it found, and the trigger's tensors."""
         for finished in steps:
-            if finished.step.name == "victim":
-                continue
-            values = {name: value for name, value in finished.state.findings.items() if isinstance(value, int | float)}
-            self.crafting.append({"name": finished.step.name, "seconds": finished.seconds, "findings": values})
-            self.history += finished.history
+            name = finished.step.name
+            self.crafting.append({"name": name, "seconds": finished.seconds, "findings": finished.numbers()})
+            if name != "victim":  # whose curves come with its row of the table
+                self.history += finished.history
         tensors = trigger.state_dict() if trigger is not None else {}
         if tensors:
             found = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}

@@ -2,7 +2,7 @@
 
 from backdoor.attacks.base import Attack, Poisoned
 from backdoor.attacks.external import External
-from backdoor.attacks.label_maps import AllToAll, AllToOne, CleanLabel, LabelMap, SourceSpecific
+from backdoor.attacks.label_maps import AllToAll, AllToOne, CleanLabel, LabelMap, SourceSpecific, TrueLabel
 from backdoor.attacks.plan import PoisonGroup, PoisonPlan
 from backdoor.attacks.poison_only import PoisonOnly
 
@@ -18,4 +18,5 @@ __all__ = [
     "PoisonPlan",
     "Poisoned",
     "SourceSpecific",
+    "TrueLabel",
 ]

@@ -52,11 +52,13 @@ class Attack(Protocol):
     inputs: frozenset[str]
     stages: Mapping[str, Stage]
 
-    def check(self, num_classes: int | None, shape: Shape | None) -> None:
-        """Refuse what does not fit K classes or images (C, H, W); None: not known before the data are read.
+    def check(self, num_classes: int | None, shape: Shape | None, labels: Tensor | None = None) -> None:
+        """Refuse what does not fit K classes, images (C, H, W) or train labels (int64 (N,)).
+
+        None: not known before the data are read; then it is called again, before anything is trained.
 
         Raises:
-            UserError: a target class or a trigger that does not fit.
+            UserError: a label map, a trigger or a ratio that does not fit.
         """
         ...
 

@@ -71,7 +71,7 @@ class External:
         value = self.paths[setting]
         return None if value is None else Path(value).expanduser()
 
-    def check(self, num_classes: int | None, shape: Shape | None) -> None:
+    def check(self, num_classes: int | None, shape: Shape | None, labels: Tensor | None = None) -> None:
         """Raises UserError for a target class or a trigger that does not fit the data."""
         if self.label_map and num_classes is not None:
             self.label_map.check(num_classes)

@@ -29,6 +29,10 @@ class LabelMap(ABC):
         """int64 (N,): the label that a poisoned TRAIN row carries."""
         return self.goal(labels, num_classes)
 
+    def eligible(self, labels: Tensor, num_classes: int) -> Tensor:
+        """bool (N,): the TRAIN rows that poisoning makes sense for; a group's pool is some of these."""
+        return torch.ones_like(labels, dtype=torch.bool)
+
     @abstractmethod
     def goal(self, labels: Tensor, num_classes: int) -> Tensor:
         """int64 (N,): the label that the attacker wants to see for a triggered image."""
@@ -44,6 +48,13 @@ def check_class(setting: str, value: int, num_classes: int) -> None:
         raise UserError(f"{setting}={value}: expected a class from 0 to {num_classes - 1}")
 
 
+def needed(target: int | None) -> int:
+    """The target class; raises UserError for None."""
+    if target is None:
+        raise UserError("attack.target=null: this label map needs a target class; add attack.target=CLASS")
+    return target
+
+
 class AllToOne(LabelMap):
     """Every class becomes `target` (BadNets, Gu et al. 2017, section 3).
 
@@ -51,7 +62,7 @@ class AllToOne(LabelMap):
     """
 
     def __init__(self, *, target: int) -> None:
-        self.target = target
+        self.target = needed(target)
 
     def goal(self, labels: Tensor, num_classes: int) -> Tensor:
         return torch.full_like(labels, int(self.target or 0))
@@ -84,7 +95,7 @@ class SourceSpecific(LabelMap):
     """Only images of the `sources` classes become `target` (TaCT, Tang et al. 2021)."""
 
     def __init__(self, *, target: int, sources: Sequence[int]) -> None:
-        self.target = target
+        self.target = needed(target)
         self.sources = list(sources)
 
     def check(self, num_classes: int) -> None:
@@ -96,6 +107,9 @@ class SourceSpecific(LabelMap):
             )
         for source in self.sources:
             check_class("attack.label_map.sources", source, num_classes)
+
+    def eligible(self, labels: Tensor, num_classes: int) -> Tensor:
+        return self.victims(labels, num_classes)  # elsewhere the trigger would come with the true label
 
     def goal(self, labels: Tensor, num_classes: int) -> Tensor:
         return torch.where(self.victims(labels, num_classes), int(self.target or 0), labels)
@@ -109,5 +123,18 @@ class CleanLabel(AllToOne):
 
     clean_label = True
 
+    def eligible(self, labels: Tensor, num_classes: int) -> Tensor:
+        return labels.eq(int(self.target or 0))
+
     def poisoned(self, labels: Tensor, num_classes: int) -> Tensor:
         return labels.clone()
+
+
+class TrueLabel(LabelMap):
+    """Rows keep their label whatever their class: cover samples (WaNet's noise mode, cross triggers)."""
+
+    def goal(self, labels: Tensor, num_classes: int) -> Tensor:
+        return labels.clone()
+
+    def victims(self, labels: Tensor, num_classes: int) -> Tensor:
+        return torch.zeros_like(labels, dtype=torch.bool)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,9 +31,12 @@ class PoisonGroup:
             or `eligible` (the pool).
         eligible: the pool that rows are drawn from: `all` (ABL, BackdoorBench; the target class included),
             `non_target` (D-BR), `target` (clean-label attacks), `victims` (the classes that the label map
-            changes; source-specific attacks).
+            changes). Of these, only rows that the label map itself allows: the target class of a clean-label map,
+            the source classes of a source-specific one.
         trigger: the trigger, or None for rows that only change their label.
         label_map: gives the poisoned label.
+        cover: these rows carry a trigger and their true label, to teach when NOT to react; they are in the plan, but
+            a defense that flags one has not found poison.
     """
 
     ratio: float
@@ -40,6 +44,7 @@ class PoisonGroup:
     trigger: Trigger | None = None
     ratio_of: str = "train"
     eligible: str = "all"
+    cover: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.ratio, bool) or not isinstance(self.ratio, int | float) or not 0 <= self.ratio <= 1:
@@ -54,19 +59,34 @@ class PoisonGroup:
         if needs_target and self.label_map.target is None:
             raise UserError(
                 f"attack.eligible={self.eligible} with attack.ratio_of={self.ratio_of}: the label map "
-                f"{type(self.label_map).__name__} has no single target class; use eligible=all and ratio_of=train"
+                f"{type(self.label_map).__name__} has no single target class; "
+                "use attack.eligible=all attack.ratio_of=train"
+                + ("; a clean-label attack becomes a dirty-label one by that" if self.eligible == "target" else "")
+            )
+
+    def check(self, num_classes: int) -> None:
+        """Raises UserError for a label map that does not fit K classes or leaves the pool empty."""
+        self.label_map.check(num_classes)
+        classes = torch.arange(num_classes)
+        if not self.pool(classes, num_classes).any():
+            allowed = classes[self.label_map.eligible(classes, num_classes)].tolist()
+            raise UserError(
+                f"attack.eligible={self.eligible}: the label map {type(self.label_map).__name__} poisons only rows of "
+                f"class {', '.join(map(str, allowed))}, none of which is in that pool (target class "
+                f"{self.label_map.target}); use attack.eligible=all, or another label_map"
             )
 
     def pool(self, labels: Tensor, num_classes: int) -> Tensor:
         """bool (N,): the rows that may be drawn."""
+        allowed = self.label_map.eligible(labels, num_classes)
         target = -1 if self.label_map.target is None else self.label_map.target
-        if self.label_map.clean_label or self.eligible == "target":
-            return labels.eq(target)
+        if self.eligible == "target":
+            return allowed & labels.eq(target)
         if self.eligible == "non_target":
-            return labels.ne(target)
+            return allowed & labels.ne(target)
         if self.eligible == "victims":
-            return self.label_map.victims(labels, num_classes)
-        return torch.ones_like(labels, dtype=torch.bool)
+            return allowed & self.label_map.victims(labels, num_classes)
+        return allowed
 
     def draw(self, labels: Tensor, num_classes: int, free: Tensor, generator: torch.Generator) -> Tensor:
         """int64 (n,), ascending: a uniform draw without replacement from the pool's rows that are `free` (bool (N,)).
@@ -114,10 +134,11 @@ class PoisonPlan:
         empty = torch.empty(0, dtype=torch.int64)
         return PoisonPlan(empty, empty, empty, (), total)
 
-    def mask(self) -> Tensor:
-        """bool (N,): True where a row is poisoned."""
+    def mask(self, without: Sequence[str] = ()) -> Tensor:
+        """bool (N,): True where a row is changed by a role that is not in `without`."""
+        left_out = torch.tensor([role in without for role in self.roles], dtype=torch.bool)
         mask = torch.zeros(self.total, dtype=torch.bool)
-        mask[self.rows] = True
+        mask[self.rows[~left_out[self.role]]] = True
         return mask
 
     def save(self, path: Path) -> None:

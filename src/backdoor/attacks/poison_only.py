@@ -82,7 +82,7 @@ class PoisonOnly:
         labels[plan.rows] = plan.labels
         for number, group in enumerate(self.groups.values()):
             if group.trigger is not None:
-                stamp(train.images, plan.rows[plan.role == number], group.trigger)
+                stamp(train.images, plan.rows[plan.role == number], group.trigger, train.index)
         return Split(train.images, labels, train.index)
 
     def attack_set(self, test: Split, num_classes: int) -> tuple[Split, Tensor] | None:
@@ -97,11 +97,17 @@ class PoisonOnly:
         stamp(triggered.images, torch.arange(len(rows)), self.trigger.at_test(), triggered.index)
         return Split(triggered.images, self.label_map.goal(original, num_classes), triggered.index), original
 
-    def check(self, num_classes: int | None, shape: Shape | None) -> None:
-        """Raises UserError for a target class or a trigger that does not fit the data."""
-        for label_map in [*(group.label_map for group in self.groups.values()), self.label_map]:
-            if label_map is not None and num_classes is not None:
-                label_map.check(num_classes)
+    def check(self, num_classes: int | None, shape: Shape | None, labels: Tensor | None = None) -> None:
+        """Raises UserError for a label map, a trigger or a ratio that does not fit the data."""
+        if self.label_map is not None and not self.groups:
+            raise UserError(f"label_map: attack={self.name} poisons nothing, so it takes no label map; leave it out")
+        if num_classes is not None:
+            for group in self.groups.values():
+                group.check(num_classes)
+            if self.label_map is not None:
+                self.label_map.check(num_classes)
+            if labels is not None:
+                self.plan(labels, num_classes, seed=0)
         for trigger in [*(group.trigger for group in self.groups.values()), self.trigger]:
             if trigger is not None and shape is not None:
                 trigger.check(shape)
@@ -135,7 +141,7 @@ class PoisonOnly:
             test_clean=test,
             test_attack=attack[0] if attack else None,
             original_labels=attack[1] if attack else None,
-            poisoned=plan.mask(),
+            poisoned=plan.mask(without=[name for name, group in self.groups.items() if group.cover]),
             clean_labels=train.labels,
             target=self.label_map.target if self.label_map else None,
         )

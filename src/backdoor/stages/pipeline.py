@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,11 @@ class Finished:
     seconds: float
     history: list[dict[str, Any]] = field(default_factory=list)
 
+    def numbers(self) -> dict[str, float]:
+        """The stage's own findings that are numbers."""
+        found, own = self.state.findings, self.step.stage.provides
+        return {name: value for name, value in found.items() if name in own and isinstance(value, int | float)}
+
 
 def check_chain(steps: list[Step], has: set[str], what: str) -> None:
     """Raises UserError if a stage needs what neither the inputs nor an earlier stage provide."""
@@ -56,12 +61,18 @@ def check_chain(steps: list[Step], has: set[str], what: str) -> None:
             known |= step.stage.provides
 
 
+def kind_of(step: Step) -> str:
+    """The store's folder for a stage: victims, which many runs share, lie apart."""
+    return "victim" if step.name == "victim" else "stage"
+
+
 class Pipeline:
     """Runs stages over a state, fetching each one's outcome from the store if it is there.
 
     A stage's key is its config, the run's seed, model and hardware, and the keys of just those inputs that it
     requires. So a chain that does not look at the victim is shared by runs whose victims differ, and two defenses
-    that begin alike share their beginning.
+    that begin alike share their beginning. A stage that makes no use of one of those, say the model, names it in its
+    attribute `ignores` (a frozenset of names in `common`) and is then shared by runs that differ in it.
 
     Args:
         keys: name of an input (`train`, `model`, ...) -> digest.
@@ -75,7 +86,19 @@ class Pipeline:
     def key(self, step: Step) -> str:
         """The artifact key of a stage, given what ran before."""
         inputs = {name: self.keys[name] for name in sorted({"train", *step.stage.requires})}
-        return fingerprint({"stage": step.config, "inputs": inputs, "common": self.common})
+        ignored: frozenset[str] = getattr(step.stage, "ignores", frozenset())
+        common = {name: self.common[name] for name in self.common if name not in ignored} if ignored else self.common
+        return fingerprint({"stage": step.config, "inputs": inputs, "common": common})
+
+    def stored(self, step: Step) -> bool:
+        """Whether the outcome of a stage, given what ran before, is in the store."""
+        return self.store.has(kind_of(step), self.key(step))
+
+    def capped(self, epochs: int) -> Pipeline:
+        """A pipeline that goes on from here with no stage longer than `epochs`; the cap is part of its keys."""
+        context = replace(self.context, max_epochs=epochs)
+        common = {**self.common, "caps": [epochs, context.max_batches]}
+        return Pipeline(self.store, context, keys=self.keys, common=common)
 
     def run(
         self, state: State, steps: list[Step], report: Callable[[Finished], None], *, what: str = "defense"
@@ -106,9 +129,8 @@ class Pipeline:
         def load(folder: Path) -> tuple[Outcome, float]:
             return load_outcome(state, folder, self.context, step.stage.provides)
 
-        kind = "victim" if step.name == "victim" else "stage"
         (outcome, seconds), hit = self.store.fetch(
-            kind, key, make=make, load=load, describe={"stage": step.config, "common": self.common}
+            kind_of(step), key, make=make, load=load, describe={"stage": step.config, "common": self.common}
         )
         if not step.stage.control:
             self.keys.update(dict.fromkeys(step.stage.provides, key))

@@ -1,0 +1,89 @@
+"""What a run and a preview have in common: the parts that a config makes, up to what the attacker makes first."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from backdoor.allocator import keep_freed_memory
+from backdoor.assembly import assemble, hardware_of, model_facts, quieten
+from backdoor.context import RunContext
+from backdoor.data.reserve import split_reserved
+from backdoor.data.sources import DataSet
+from backdoor.state import Split
+from backdoor.store import Store
+
+
+class Preparation:
+    """The parts of one job, made from its config.
+
+    Raises:
+        UserError: a setting that does not fit, as far as it can be known before the data are read.
+    """
+
+    def __init__(self, cfg: DictConfig) -> None:
+        quieten()
+        keep_freed_memory()
+        self.cfg, self.hardware = cfg, hardware_of(cfg)
+        pieces = assemble(cfg)
+        self.source, self.attack, self.logger = pieces.source, pieces.attack, pieces.logger
+        self.steps, self.crafting = pieces.steps, pieces.crafting
+        if cfg.threads is not None:
+            torch.set_num_threads(cfg.threads)
+        self.store = Store(Path(cfg.store.dir or platformdirs.user_cache_dir("backdoor")).expanduser(), self.say)
+
+    def say(self, line: str) -> None:
+        """One line on the screen."""
+        print(line, flush=True)
+
+    def load(self) -> DataSet:
+        """The images, decoded or from the store."""
+        return self.source.load(self.store.root, progress=bool(self.cfg.progress))
+
+    def splits(self, data: DataSet) -> tuple[Split, Split, Split | None]:
+        """The clean train set, the clean test set, and the trusted rows that are set aside of the former, if any.
+
+        Raises:
+            UserError: a class, a trigger or a ratio that does not fit these data; before the attacker trains anything.
+        """
+        train, test = data.train.open(), data.test.open()
+        reserved = None
+        if self.cfg.reserved:
+            kept, trusted = split_reserved(train, self.cfg.reserved, self.cfg.seed)
+            train, reserved = train.take(kept), train.take(trusted)
+        self.attack.check(data.num_classes, data.shape, train.labels)
+        return train, test, reserved
+
+    def context(self, data: DataSet) -> RunContext:
+        """What stages may use."""
+        cfg, trainer = self.cfg, self.cfg.trainer
+        facts = model_facts(data)
+
+        def new_model() -> torch.nn.Module:
+            return instantiate(cfg.model, **facts, _convert_="all")
+
+        return RunContext(
+            seed=cfg.seed,
+            hardware=self.hardware,
+            new_model=new_model,
+            max_epochs=trainer.max_epochs,
+            max_batches=trainer.max_batches,
+            checkpoint_s=trainer.checkpoint_s,
+            progress=bool(cfg.progress),
+            on_epoch=self.logger.log,
+            say=self.say,
+        )
+
+    def common(self, data: DataSet) -> dict[str, Any]:
+        """What is in the key of every artifact of this job."""
+        return {
+            "seed": self.cfg.seed,
+            "model": [OmegaConf.to_container(self.cfg.model, resolve=True), model_facts(data)],
+            "hardware": self.hardware.key(),
+            "caps": [self.cfg.trainer.max_epochs, self.cfg.trainer.max_batches],
+        }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import time
+import os
 from pathlib import Path
 
 import pytest
@@ -11,6 +11,12 @@ import pytest
 from backdoor.confdir import conf_dir
 from backdoor.list import groups
 from helpers_cli import python
+
+
+def processor_time() -> float:
+    """Seconds that finished child processes have used."""
+    used = os.times()
+    return used.children_user + used.children_system
 
 
 @pytest.mark.parametrize(
@@ -24,14 +30,14 @@ from helpers_cli import python
     ],
 )
 def test_answers_at_once_and_without_torch(module: str, call: str, words: list[str]) -> None:
-    """On the project's own conf/. The best of three, for the machine may be busy."""
+    """On the project's own conf/. The best of three, in processor time: the machine may be busy."""
     seconds = []
     for _ in range(3):
-        start = time.perf_counter()
+        start = processor_time()
         # --help leaves through sys.exit, so the check has to come at exit too.
         code = "import atexit, sys; atexit.register(lambda: print('torch' in sys.modules))"
         done = python("-c", f"{code}; from {module} import {call}; sys.argv[1:] = {words!r}; {call}()")
-        seconds.append(time.perf_counter() - start)
+        seconds.append(processor_time() - start)
         assert done.stdout.splitlines()[-1] == "False", done.stderr
     assert min(seconds) < 2
 

@@ -51,28 +51,6 @@ def test_map_split_equals_the_loop_in_order(batch_size):
     assert torch.equal(labels, split.labels)
 
 
-def test_threads_share_the_chunks_and_change_nothing():
-    model, split, before = network(), images_of(), torch.get_num_threads()
-    ticks: list[int] = []
-    try:
-        torch.set_num_threads(3)
-        found = map_split(model, split, lambda logits, labels: logits, batch_size=8, tick=ticks.append)
-        assert torch.get_num_threads() == 3
-        assert model.training
-        with pytest.raises(ValueError, match="from a thread"):
-            map_split(model, split, refuse, batch_size=8)
-        assert torch.get_num_threads() == 3
-    finally:
-        torch.set_num_threads(before)
-    assert ticks == [8] * 12 + [5]
-    torch.testing.assert_close(found, one_by_one(model, split), rtol=1e-5, atol=1e-6)
-    assert not found.requires_grad
-
-
-def refuse(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    raise ValueError("from a thread")
-
-
 def test_predictions_and_losses_equal_the_loop():
     model, split = network(), images_of()
     logits = one_by_one(model, split)

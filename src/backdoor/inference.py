@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -62,39 +61,17 @@ def map_split(
     size = batch_size or (CPU_BATCH if device.type == "cpu" else GPU_BATCH)
     rank, world = (dist.get_rank(), dist.get_world_size()) if distributed() else (0, 1)
     rows = torch.arange(rank, len(split), world)
-
-    def work(chunk: Tensor) -> Tensor:
-        with torch.no_grad(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
-            images = to_float(split.images[chunk.to(split.images.device)].to(device), channels_last=channels_last)
-            return function(model(images).float(), split.labels[chunk].to(device))
-
+    cast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
     parts: list[Tensor] = []
-    with evaluating(model):
-        for chunk, part in each(rows.split(size), work, device):
-            parts.append(part)
+    with evaluating(model), cast:
+        for chunk in rows.split(size):
+            images = to_float(split.images[chunk.to(split.images.device)].to(device), channels_last=channels_last)
+            logits = model(images).float()
+            parts.append(function(logits, split.labels[chunk].to(device)))
             if tick is not None:
                 tick(len(chunk))
     values = torch.cat(parts).cpu() if parts else torch.empty(0)
     return values if world == 1 else gather_rows(values, rows, len(split))
-
-
-def each(
-    chunks: Sequence[Tensor], work: Callable[[Tensor], Tensor], device: torch.device
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Every chunk and what `work` makes of it, in order.
-
-    On a CPU one thread a chunk instead of all threads on one: layers of small networks are too short to be shared,
-    and threads that wait for each other after each of them idle (benchmarks/scoring.py).
-    """
-    threads = torch.get_num_threads()
-    if device.type != "cpu" or threads == 1 or len(chunks) < 2 * threads:
-        yield from ((chunk, work(chunk)) for chunk in chunks)
-        return
-    try:
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            yield from zip(chunks, pool.map(work, chunks), strict=True)
-    finally:
-        torch.set_num_threads(threads)  # the setting of a thread is the default of every later one
 
 
 def distributed() -> bool:

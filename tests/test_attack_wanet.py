@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from torch import Tensor
 
-from backdoor.attacks import AllToAll, AllToOne, CleanLabel, PoisonGroup, PoisonPlan, SourceSpecific
+from backdoor.attacks import AllToAll, AllToOne, CleanLabel, Means, PoisonGroup, PoisonPlan, SourceSpecific
 from backdoor.attacks.controlled import count_of
 from backdoor.attacks.wanet import WaNetTraining, noise_group
 from backdoor.data.loader import Batch
@@ -226,7 +226,7 @@ def test_the_fixed_train_set_has_true_labels_on_noise_rows_which_are_no_poison(c
     data = instantiate(cfg.data, _convert_="all").load(cache_dir, progress=False)
     attack, clean = instantiate(cfg.attack, _convert_="all"), data.train.open()
     images = clean.images.clone()
-    poisoned = attack.prepare(data, clean, data.test.open(), seed=0, cache_dir=cache_dir)
+    poisoned = attack.prepare(data, clean, data.test.open(), Means(0, cache_dir))
     plan = poisoned.plan
     noise, poison = plan.rows[plan.role == 1], plan.rows[plan.role == 0]
     assert torch.equal(poisoned.train.labels[noise], data.train.labels[noise])

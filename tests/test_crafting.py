@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from backdoor.attacks import AllToOne, PoisonGroup, PoisonOnly
+from backdoor.attacks import AllToOne, Means, PoisonGroup, PoisonOnly
 from backdoor.crafting import craft
 from backdoor.data import Digits
 from backdoor.errors import UserError
@@ -77,7 +77,7 @@ def test_findings_reach_the_trigger_and_come_from_the_store_the_second_time(tmp_
     train, test = digits.train.open(), digits.test.open()
     clean = train.images.clone()
     with_stage = attack(Sequence([Ghost()]), {"mean": MeanImage()})
-    poisoned = with_stage.prepare(digits, train, test, seed=0, cache_dir=tmp_path, findings=second.findings)
+    poisoned = with_stage.prepare(digits, train, test, Means(0, tmp_path, second.findings))
     rows = poisoned.plan.rows
     expected = (clean[rows].float() + clean.float().mean(0) / 2 + 0.5).clamp(max=255).to(torch.uint8)
     assert torch.equal(poisoned.train.images[rows], expected)
@@ -86,7 +86,7 @@ def test_findings_reach_the_trigger_and_come_from_the_store_the_second_time(tmp_
 
 def test_an_attack_without_the_stage_that_its_trigger_needs_says_so(tmp_path, digits):
     with pytest.raises(UserError, match=r"Ghost needs pattern, network.*attack\.stages"):
-        attack(Ghost()).prepare(digits, digits.train.open(), digits.test.open(), seed=0, cache_dir=tmp_path)
+        attack(Ghost()).prepare(digits, digits.train.open(), digits.test.open(), Means(0, tmp_path))
 
 
 def test_other_clean_data_make_another_artifact(tmp_path, digits):

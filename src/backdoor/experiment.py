@@ -11,7 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from backdoor.assembly import Given, checked, train_digest
-from backdoor.attacks import Poisoned
+from backdoor.attacks import Means, Poisoned
 from backdoor.checkpoint import load_weights
 from backdoor.context import RunContext
 from backdoor.crafting import Crafted, craft
@@ -99,15 +99,8 @@ class Experiment(Preparation):
         """The attacked data, the trusted rows that were set aside before, and what the attacker made first."""
         train, test, reserved = self.splits(data)
         crafted = craft(self.crafting, train, data, self.store, context, self.common(data))
-        poisoned = self.attack.prepare(
-            data,
-            train,
-            test,
-            seed=self.cfg.seed,
-            cache_dir=self.store.root,
-            findings=crafted.findings,
-            device=self.hardware.device,
-        )
+        means = Means(self.cfg.seed, self.store.root, crafted.findings, self.hardware.device)
+        poisoned = self.attack.prepare(data, train, test, means)
         self.record.crafted(crafted.steps, poisoned.trigger)
         if poisoned.plan is not None:
             poisoned.plan.save(self.record.folder / "plan.npz")

@@ -1,6 +1,6 @@
 """Attacks: what is poisoned, with which trigger, under which label."""
 
-from backdoor.attacks.base import Attack, Poisoned
+from backdoor.attacks.base import Attack, Means, Poisoned
 from backdoor.attacks.external import External
 from backdoor.attacks.label_maps import AllToAll, AllToOne, CleanLabel, LabelMap, SourceSpecific, TrueLabel
 from backdoor.attacks.plan import PoisonGroup, PoisonPlan
@@ -13,6 +13,7 @@ __all__ = [
     "CleanLabel",
     "External",
     "LabelMap",
+    "Means",
     "PoisonGroup",
     "PoisonOnly",
     "PoisonPlan",

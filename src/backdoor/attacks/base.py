@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,6 +15,23 @@ from backdoor.data.sources import DataSet
 from backdoor.stages.base import Stage
 from backdoor.state import Split, Truth
 from backdoor.triggers.base import Shape, Trigger
+
+
+@dataclass(frozen=True)
+class Means:
+    """What an attack has besides the data.
+
+    Attributes:
+        seed: of its draws.
+        cache_dir: for files that it decodes.
+        findings: what its stages found.
+        device: where triggers that are networks run; None = the CPU.
+    """
+
+    seed: int
+    cache_dir: Path
+    findings: Mapping[str, Any] = field(default_factory=dict)
+    device: torch.device | None = None
 
 
 @dataclass(frozen=True)
@@ -62,21 +79,6 @@ class Attack(Protocol):
         """
         ...
 
-    def prepare(
-        self,
-        data: DataSet,
-        train: Split,
-        test: Split,
-        *,
-        seed: int,
-        cache_dir: Path,
-        findings: Mapping[str, Any] | None = None,
-        device: torch.device | None = None,
-    ) -> Poisoned:
-        """Poison `train`, in place, and build the evaluator's truth.
-
-        Args:
-            findings: what `stages` found.
-            device: where triggers that are networks run; None = the CPU.
-        """
+    def prepare(self, data: DataSet, train: Split, test: Split, means: Means) -> Poisoned:
+        """Poison `train`, in place, and build the evaluator's truth."""
         ...

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from backdoor.attacks.base import Poisoned
+from backdoor.attacks.base import Means, Poisoned
 from backdoor.attacks.label_maps import AllToOne, LabelMap
 from backdoor.attacks.poison_only import PoisonOnly
 from backdoor.data.sources import DataSet, load_images
@@ -78,21 +77,11 @@ class External:
         if self.trigger and shape is not None:
             self.trigger.check(shape)
 
-    def prepare(
-        self,
-        data: DataSet,
-        train: Split,
-        test: Split,
-        *,
-        seed: int,
-        cache_dir: Path,
-        findings: Mapping[str, Any] | None = None,
-        device: torch.device | None = None,
-    ) -> Poisoned:
+    def prepare(self, data: DataSet, train: Split, test: Split, means: Means) -> Poisoned:
         """Read the user's files; class names and image size are those of `data`."""
         self.check(data.num_classes, data.shape)
-        suspicious, suspect = self.read_train(data, train, cache_dir)
-        attack = self.read_attack(data, test, cache_dir)
+        suspicious, suspect = self.read_train(data, train, means.cache_dir)
+        attack = self.read_attack(data, test, means.cache_dir)
         truth = Truth(
             test_clean=test,
             test_attack=attack[0] if attack else None,

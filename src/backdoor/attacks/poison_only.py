@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from backdoor.attacks.base import Poisoned
+from backdoor.attacks.base import Means, Poisoned
 from backdoor.attacks.label_maps import LabelMap
 from backdoor.attacks.plan import PoisonGroup, PoisonPlan
 from backdoor.data.sources import DataSet
@@ -121,21 +120,11 @@ class PoisonOnly:
         self.trigger = ready(self.trigger)
         self.groups = {name: replace(group, trigger=ready(group.trigger)) for name, group in self.groups.items()}
 
-    def prepare(
-        self,
-        data: DataSet,
-        train: Split,
-        test: Split,
-        *,
-        seed: int,
-        cache_dir: Path,
-        findings: Mapping[str, Any] | None = None,
-        device: torch.device | None = None,
-    ) -> Poisoned:
+    def prepare(self, data: DataSet, train: Split, test: Split, means: Means) -> Poisoned:
         """Poison `train` (in place) and build the evaluator's truth."""
-        self.equip(findings or {}, device)
+        self.equip(means.findings, means.device)
         self.check(data.num_classes, data.shape)
-        plan = self.plan(train.labels, data.num_classes, seed)
+        plan = self.plan(train.labels, data.num_classes, means.seed)
         attack = self.attack_set(test, data.num_classes)
         truth = Truth(
             test_clean=test,

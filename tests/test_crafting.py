@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from backdoor.attacks import AllToOne, Means, PoisonGroup, PoisonOnly
+from backdoor.attacks import AllToOne, CleanLabel, Means, PoisonGroup, PoisonOnly
 from backdoor.crafting import craft
 from backdoor.data import Digits
 from backdoor.errors import UserError
@@ -50,6 +50,16 @@ class Ghost(Trigger):
 
     def paint(self, x, index):
         return x + self.pattern / 2
+
+
+class SeedSeen(MeanImage):
+    """A stage: the seed it is given, and the first weight of the model that it would train."""
+
+    provides = frozenset({"seed", "weight"})
+
+    def run(self, state, context, *, name, work) -> Outcome:
+        weight = next(context.make_model().parameters()).detach().flatten()[:3]
+        return Outcome(replace(state, findings={"seed": float(context.seed), "weight": weight}))
 
 
 def attack(trigger: Trigger, stages=None) -> PoisonOnly:
@@ -102,3 +112,20 @@ def test_a_stage_named_victim_gives_the_defense_a_model():
     plain, controlled = attack(Ghost()), attack(Ghost(), {"victim": MeanImage()})
     assert plain.inputs == frozenset()
     assert controlled.inputs == {"model"}
+
+
+def test_the_attackers_draws_are_not_the_victims(tmp_path, digits):
+    """Else a surrogate would begin at the victim's own initial weights."""
+    seen, victim = crafted(tmp_path, digits, SeedSeen()).findings, small_context()
+    assert seen["seed"] != victim.seed
+    assert not torch.allclose(seen["weight"], next(victim.make_model().parameters()).flatten()[:3])
+    assert crafted(tmp_path / "again", digits, SeedSeen()).findings["seed"] == seen["seed"]
+
+
+def test_a_trigger_for_clean_labels_refuses_a_map_that_changes_them():
+    class Hardening(Ghost):
+        clean_label = True
+
+    with pytest.raises(UserError, match=r"attack\.label_map: Hardening.*AllToOne changes it"):
+        attack(Hardening())
+    PoisonGroup(0.1, CleanLabel(target=0), Hardening(), eligible="target")

@@ -77,14 +77,22 @@ def test_attacks_that_train_the_victim_take_maps_of_all_classes(attack: str) -> 
         assert "poisons rows of some classes only" in str(refusal(f"attack={attack}", *words))
 
 
-@pytest.mark.parametrize("attack", ["sig", "lc"])
-def test_clean_label_attacks_become_dirty_label_ones_only_if_told(attack: str) -> None:
-    line = refusal(f"attack={attack}", "label_map=all_to_all")
+@pytest.mark.parametrize("words", [(), DIRTY])
+@pytest.mark.parametrize("name", ["all_to_one", "all_to_all", "source_specific"])
+def test_images_that_hide_their_own_class_keep_their_label(name: str, words: tuple[str, ...]) -> None:
+    line = refusal("attack=lc", f"label_map={name}", *words, *([SOURCES] if name == "source_specific" else []))
+    assert line is not None
+    assert line.startswith("attack.label_map: Perturbed is made to hide an image's own class")
+    assert line.endswith("use label_map=clean_label")
+
+
+def test_a_clean_label_attack_becomes_a_dirty_label_one_only_if_told() -> None:
+    line = refusal("attack=sig", "label_map=all_to_all")
     assert line is not None
     assert "AllToAll has no single target class" in line
     assert "attack.eligible=all attack.ratio_of=train" in line
-    assert refusal(f"attack={attack}", "label_map=all_to_all", *DIRTY) is None
-    line = refusal(f"attack={attack}", "label_map=source_specific", SOURCES)
+    assert refusal("attack=sig", "label_map=all_to_all", *DIRTY) is None
+    line = refusal("attack=sig", "label_map=source_specific", SOURCES)
     assert line is not None
     assert line.startswith("attack.eligible=target: the label map SourceSpecific poisons only rows of class 1, 2")
 

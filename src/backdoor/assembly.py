@@ -18,7 +18,7 @@ from backdoor.context import Hardware, RunContext
 from backdoor.data.reserve import check_reserved
 from backdoor.data.sources import DataSet, Source
 from backdoor.digest import split_digest
-from backdoor.errors import UserError
+from backdoor.errors import UserError, check_whole
 from backdoor.report.loggers import RunLogger
 from backdoor.stages import Step, check_chain
 from backdoor.state import State
@@ -98,8 +98,7 @@ def check_numbers(cfg: DictConfig) -> None:
         value = OmegaConf.select(cfg, key)
         if value is None and key not in NEEDED:
             continue
-        if type(value) is not int or value < least:
-            raise UserError(f"{key}={value}: expected a whole number of at least {least}")
+        check_whole({key: value}, least=least)
     if type(cfg.seed) is not int:
         raise UserError(f"seed={cfg.seed}: expected a whole number")
     if cfg.reserved:

@@ -8,12 +8,16 @@ from typing import Any
 import torch
 
 from backdoor.context import RunContext
+from backdoor.data.loader import mix
 from backdoor.data.sources import DataSet
 from backdoor.digest import split_digest
 from backdoor.report.console import crafted_line
 from backdoor.stages import Finished, Pipeline, Step
 from backdoor.state import Split, State
 from backdoor.store import Store, fingerprint
+
+# Sets the attacker's draws apart from the victim's.
+ATTACKER = 0xA77
 
 
 @dataclass(frozen=True)
@@ -64,8 +68,10 @@ def craft(
         if one.step.name != "victim" or one.numbers():
             crafted_line(one.step.name, one.numbers(), one.seconds, hit=one.hit)
 
-    # The curves of a run need a triggered test set, and the trigger is still being made.
-    pipeline = Pipeline(store, replace(context, monitor=None), keys=keys, common=common)
+    # A surrogate that began at the victim's own initial weights would know more than an attacker can; and the curves
+    # of a run need a triggered test set, while the trigger is still being made.
+    own = replace(context, monitor=None, seed=mix(context.seed, ATTACKER))
+    pipeline = Pipeline(store, own, keys=keys, common=common)
     state, short = State(train, data.num_classes), False
     for step in steps:
         if preview and step.name == "victim" and not pipeline.stored(step):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
+from typing import Any
 
 
 class UserError(Exception):
@@ -24,3 +25,13 @@ def suggest(word: str, choices: Iterable[str]) -> str:
     near = get_close_matches(word, names, n=2, cutoff=0.5)
     hint = f"did you mean {' or '.join(repr(name) for name in near)}? " if near else ""
     return f"{hint}Choices: {', '.join(names)}"
+
+
+def check_whole(settings: Mapping[str, Any], *, least: int = 1) -> None:
+    """Raises UserError for the first setting whose value is not an int of at least `least`.
+
+    >>> check_whole({"steps": 5})
+    """
+    for setting, value in settings.items():
+        if type(value) is not int or value < least:  # `type`: True is an int too, but no number
+            raise UserError(f"{setting}={value}: expected a whole number of at least {least}")

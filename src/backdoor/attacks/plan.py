@@ -55,6 +55,12 @@ class PoisonGroup:
         ):
             if value not in choices:
                 raise UserError(f"attack.{name}={value}: {suggest(str(value), choices)}")
+        if self.trigger is not None and self.trigger.clean_label and not self.label_map.clean_label:
+            raise UserError(
+                f"attack.label_map: {type(self.trigger).__name__} is made to hide an image's own class, which helps "
+                f"the attack only where that label stays; {type(self.label_map).__name__} changes it; "
+                "use label_map=clean_label"
+            )
         needs_target = self.eligible in ("target", "non_target") or self.ratio_of == "class"
         if needs_target and self.label_map.target is None:
             raise UserError(

@@ -16,7 +16,7 @@ from backdoor.data.files import scan_classes, subfolders
 from backdoor.data.imageset import DataSet, ImageSet, Pictures
 from backdoor.data.pictures import npz_pictures
 from backdoor.data.reserve import Limit
-from backdoor.errors import UserError
+from backdoor.errors import UserError, check_whole
 
 __all__ = ["DataSet", "ImageSet", "Parts", "Source", "load_images"]
 
@@ -78,8 +78,8 @@ class Source(ABC):
         for part, count in (self.limit or {}).items():
             if part not in ("train", "test"):
                 raise UserError(f"data.limit.{part}: unknown; expected train or test")
-            if count is not None and (type(count) is not int or count < 1):
-                raise UserError(f"data.limit.{part}={count}: expected a number of images above 0, or null for all")
+            if count is not None:
+                check_whole({f"data.limit.{part}": count})
 
     @property
     def size(self) -> tuple[int, int] | None:

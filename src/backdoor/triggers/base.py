@@ -37,10 +37,12 @@ class Trigger(nn.Module):
     Attributes:
         needs: names of the findings of the attack's stages without which it cannot paint.
         network: it runs a network, on that network's device and on all threads, not arithmetic on pixels.
+        clean_label: it is of use on images that keep their true label alone.
     """
 
     needs: tuple[str, ...] = ()
     network: bool = False
+    clean_label: bool = False
 
     def __init__(self, *, rounding: str = "round", overflow: str = "clip", quantize: bool = False) -> None:
         super().__init__()

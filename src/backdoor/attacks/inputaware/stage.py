@@ -17,7 +17,7 @@ from backdoor.attacks.inputaware.module import InputAwareTraining
 from backdoor.attacks.inputaware.networks import Generator
 from backdoor.context import RunContext
 from backdoor.data.loader import to_float
-from backdoor.errors import UserError
+from backdoor.errors import UserError, check_whole
 from backdoor.inference import evaluating
 from backdoor.stages import Outcome
 from backdoor.state import Split, State
@@ -51,9 +51,8 @@ class LearnMask:
         augment: str = "none",
         enabled: bool = True,
     ) -> None:
-        for setting, number in (("width", width), ("epochs", epochs), ("batch_size", batch_size)):
-            if type(number) is not int or number < 1:
-                raise UserError(f"attack.stages.mask.{setting}={number}: expected a whole number of at least 1")
+        counts = {"width": width, "epochs": epochs, "batch_size": batch_size}
+        check_whole({f"attack.stages.mask.{setting}": number for setting, number in counts.items()})
         self.module, self.width, self.epochs = module, width, epochs
         self.loader: dict[str, Any] = {"batch_size": batch_size, "augment": augment}
         self.enabled = enabled

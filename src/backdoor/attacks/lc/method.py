@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from backdoor.errors import UserError
+from backdoor.errors import UserError, check_whole
 
 
 def check_ball(eps: float, step: float, steps: int) -> None:
@@ -17,8 +17,7 @@ def check_ball(eps: float, step: float, steps: int) -> None:
     for setting, value in (("eps", eps), ("step", step)):
         if not isinstance(value, int | float) or not 0 < value <= 255:
             raise UserError(f"{setting}={value}: expected levels above 0 and up to 255, for instance 8")
-    if type(steps) is not int or steps < 1:
-        raise UserError(f"steps={steps}: expected a whole number of at least 1")
+    check_whole({"steps": steps})
 
 
 def in_ball(moved: Tensor, images: Tensor, eps: float) -> Tensor:

@@ -11,7 +11,7 @@ from backdoor.attacks.lc.method import check_ball, pgd, to_pixels
 from backdoor.attacks.surrogate import capped, fixed, in_precision
 from backdoor.context import RunContext
 from backdoor.data.loader import to_float
-from backdoor.errors import UserError
+from backdoor.errors import UserError, check_whole
 from backdoor.inference import predict
 from backdoor.stages.base import Outcome
 from backdoor.state import Split, State
@@ -49,8 +49,7 @@ class Perturb:
         enabled: bool = True,
     ) -> None:
         check_ball(eps, step, steps)
-        if type(batch_size) is not int or batch_size < 1:
-            raise UserError(f"batch_size={batch_size}: expected a whole number of at least 1")
+        check_whole({"batch_size": batch_size})
         self.target, self.eps, self.step, self.steps = target, eps, step, steps
         self.batch_size = batch_size
         self.control, self.enabled = control, enabled

@@ -25,6 +25,7 @@ class Perturbed(Trigger):
 
     images: Tensor
     index: Tensor
+    clean_label = True
 
     def __init__(self, *, patch: Trigger, finding: str = "perturbed") -> None:
         super().__init__(rounding=patch.rounding, overflow=patch.overflow, quantize=patch.quantize)

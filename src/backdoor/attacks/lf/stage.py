@@ -13,7 +13,7 @@ from backdoor.attacks.lf.method import smooth_pattern
 from backdoor.attacks.surrogate import capped, fixed, in_precision, sample
 from backdoor.context import RunContext
 from backdoor.data.loader import mix, to_float
-from backdoor.errors import UserError
+from backdoor.errors import UserError, check_whole
 from backdoor.inference import predict
 from backdoor.stages.base import Outcome
 from backdoor.state import Split, State
@@ -60,9 +60,7 @@ class SmoothPattern:
                 raise UserError(f"{setting}={value}: expected a number above 0 and up to {high}")
         if not isinstance(penalty, int | float) or penalty < 0:
             raise UserError(f"penalty={penalty}: expected a number of at least 0")
-        for setting, count in (("steps", steps), ("batch_size", batch_size), ("measured", measured)):
-            if type(count) is not int or count < 1:
-                raise UserError(f"{setting}={count}: expected a whole number of at least 1")
+        check_whole({"steps": steps, "batch_size": batch_size, "measured": measured})
         self.target, self.steps, self.batch_size, self.measured = target, steps, batch_size, measured
         self.search = {"bound": bound, "band": band, "lr": lr, "penalty": penalty}
         self.control, self.enabled = control, enabled

@@ -14,7 +14,7 @@ from backdoor.attacks.ssba.method import Decoder, Encoder, Steganographer, bit_a
 from backdoor.attacks.ssba.trigger import Steganography
 from backdoor.context import RunContext
 from backdoor.data.loader import mix
-from backdoor.errors import UserError
+from backdoor.errors import UserError, check_whole
 from backdoor.stages.base import Outcome
 from backdoor.state import State
 from backdoor.triggers.base import Shape, shape_of
@@ -66,9 +66,8 @@ class TrainEncoder:
     ) -> None:
         if (epochs is None) == (steps is None):
             raise UserError(f"{SETTING}: epochs={epochs} steps={steps}: expected one of them and null for the other")
-        for name, value in (("bits", bits), ("batch_size", batch_size), ("epochs", epochs), ("steps", steps)):
-            if value is not None and (type(value) is not int or value < 1):
-                raise UserError(f"{SETTING}.{name}={value}: expected a whole number of at least 1")
+        counts = {"bits": bits, "batch_size": batch_size, "epochs": epochs, "steps": steps}
+        check_whole({f"{SETTING}.{name}": value for name, value in counts.items() if value is not None})
         if not 0 < held_out < 1:
             raise UserError(f"{SETTING}.held_out={held_out}: expected a share between 0 and 1, for instance 0.02")
         self.bits, self.encoder, self.decoder, self.module = bits, encoder, decoder, module

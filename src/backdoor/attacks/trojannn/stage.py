@@ -13,7 +13,7 @@ from backdoor.attacks.surrogate import capped, fixed, in_precision, sample
 from backdoor.attacks.trojannn.mask import Mask
 from backdoor.attacks.trojannn.method import excite, strongest_neurons
 from backdoor.context import RunContext
-from backdoor.errors import UserError
+from backdoor.errors import UserError, check_whole
 from backdoor.inference import map_split
 from backdoor.models.base import ImageClassifier
 from backdoor.stages.base import Outcome
@@ -69,9 +69,7 @@ class ExciteNeurons:
         control: bool = False,
         enabled: bool = True,
     ) -> None:
-        for setting, count in (("neurons", neurons), ("steps", steps), ("measured", measured)):
-            if type(count) is not int or count < 1:
-                raise UserError(f"{setting}={count}: expected a whole number of at least 1")
+        check_whole({"neurons": neurons, "steps": steps, "measured": measured})
         for setting, value in (("start", start), ("bound", bound), ("step", step)):
             if not isinstance(value, int | float) or not 0 < value <= 255:
                 raise UserError(f"{setting}={value}: expected levels above 0 and up to 255")

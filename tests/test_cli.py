@@ -88,7 +88,7 @@ RAISED = {
         2,
         "error: attack.ratio: expected [0, 1]",
     ),
-    "open('/dev/full', 'w', buffering=1).write('x\\n')": (2, FULL),
+    "import os; os.write(os.open('/dev/full', os.O_WRONLY), b'x')": (2, FULL),
     "raise RuntimeError('I/O error: No space left on device (os error 28)')": (2, FULL),
     "open('/nowhere/file').read()": (1, "FileNotFoundError: [Errno 2] No such file or directory"),
     "1 / 0": (1, "ZeroDivisionError: division by zero"),

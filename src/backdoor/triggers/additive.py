@@ -39,4 +39,4 @@ class Additive(Trigger):
                 f"attack.trigger: its pattern was made for images {tuple(pattern.shape)}, got {shape_of(x)}; "
                 "make one for these images"
             )
-        return x + self._cached(x, lambda: pattern.to(x.device))
+        return x.add_(self._cached(x, lambda: pattern.to(x.device)))

@@ -40,16 +40,18 @@ class Blend(Trigger):
 
     def paint(self, x: Tensor, index: Tensor | None) -> Tensor:
         pattern, weight = self._cached(x, lambda: self._fitted(x))
-        return torch.lerp(x, pattern, self.alpha * weight)
+        return x.lerp_(pattern, self.alpha * weight)
 
     def at_test(self) -> Self:
         if self.test_alpha is None:
             return self
         return self._changed(alpha=self.test_alpha, test_alpha=None)
 
-    def _fitted(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _fitted(self, x: Tensor) -> tuple[Tensor, Tensor | float]:
         pattern, weight = self.pattern(shape_of(x))
-        return fit_channels(pattern, x.shape[1]).to(x.device), weight.to(x.device)
+        # Whole rows in memory: the stripes of one line would be added 32 pixels at a time.
+        full = fit_channels(pattern, x.shape[1]).to(x.device).contiguous()
+        return full, weight.item() if weight.numel() == 1 else weight.to(x.device)
 
 
 class BlendImage(Blend):
@@ -110,7 +112,7 @@ class BlendPerImageNoise(Blend):
         fields = torch.empty(x.shape)
         for field, row in zip(fields, index.tolist(), strict=True):
             field.copy_(noise(shape, self.seed * GOLDEN + row))
-        return torch.lerp(x, fields.to(x.device), self.alpha)
+        return x.lerp_(fields.to(x.device), self.alpha)
 
 
 class BlendKitty(Blend):

@@ -50,11 +50,10 @@ class Local(Trigger):
         return torch.lerp(x, piece.pattern, piece.weight)
 
     def paint(self, x: Tensor, index: Tensor | None) -> Tensor:
-        out = x.clone()
         for piece in self._on(x):
-            view = piece.of(out)
+            view = piece.of(x)
             view.copy_(self.mix(view, piece))
-        return out
+        return x
 
     def stamp(self, images: Tensor, index: Tensor | None) -> Tensor:
         if self.quantize and images.is_floating_point():

@@ -55,8 +55,11 @@ class Sinusoid(Trigger):
 
     def paint(self, x: Tensor, index: Tensor | None) -> Tensor:
         kept, added = VARIANTS[self.variant]
-        signal = self._cached(x, lambda: (added * self.signal(shape_of(x))).to(x.device))
-        return x + signal if kept == 1 else kept * x + signal
+        # As large as an image: a single line would be added 32 pixels at a time.
+        whole = self._cached(
+            x, lambda: (added * self.signal(shape_of(x))).expand(shape_of(x)).contiguous().to(x.device)
+        )
+        return x.add_(whole) if kept == 1 else x.mul_(kept).add_(whole)
 
     def at_test(self) -> Self:
         if self.test_delta is None:

@@ -136,6 +136,15 @@ def test_each_attack_runs(command, tmp_path, quick_run, attack):
     assert (tmp_path / "run" / "plan.npz").exists() == (attack != "external")
 
 
+@pytest.mark.parametrize("attack", [name for name in choices("attack") if name not in ("none", "external")])
+def test_each_attack_takes_grey_images_that_are_not_square(command, tmp_path, attack):
+    grey = ("data.channels=1", "data.mean=[0.3]", "data.std=[0.4]", "data.image_size=[16,40]")
+    few = ("data.limit.train=150", "data.limit.test=50", "defense=none")
+    status, _, said = command(*QUICK, *grey, *few, f"attack={attack}", f"hydra.run.dir={tmp_path / 'run'}")
+    assert status == 0, said
+    assert "asr" in read_json(tmp_path / "run")["final"]
+
+
 @pytest.mark.parametrize("defense", choices("defense"))
 def test_each_defense_runs(command, tmp_path, quick_run, defense):
     result = run_to_the_end(command, tmp_path / "run", f"defense={defense}", quick_run)

@@ -114,7 +114,9 @@ class Record:
         if self.history:
             self.figures.append(epoch_curves(self.history, self.folder / "figures" / "epochs.png"))
         shown = [stage for stage in self.stages if not stage.get("control")]
-        final = {name: value for name, value in shown[-1].items() if name not in ("name", "seconds", "stored")}
+        # What holds at the end: of the last stage that measured it. A pure detector leaves the victim as it was.
+        merged = {name: value for stage in shown for name, value in stage.items()}
+        final = {name: value for name, value in merged.items() if name not in ("name", "seconds", "stored")}
         result = {
             "schema": SCHEMA,
             "data": self.config["data"]["name"],

@@ -31,6 +31,7 @@ COLUMNS = {
     "precision": "Isol.\nprec.",
 }
 LINE = {"c_acc": "C-Acc", "asr": "ASR", "r_acc": "R-Acc"}
+FOUND = {"precision": "precision", "recall": "recall", "fpr": "FPR", "auroc": "AUROC"}
 
 
 class StageProgress(pl.Callback):
@@ -139,13 +140,17 @@ def stage_line(
 
     Args:
         name: the stage.
-        metrics: fractions by `c_acc`, `asr`, `r_acc`; other keys are left out.
+        metrics: fractions by `c_acc`, `asr`, `r_acc`; without them, what is known of `detection`.
         seconds: wall time of the stage.
         note: said at the end of the line.
         console: where to print; the standard output if None.
     """
     parts = [f"{name:<12}"]
     parts += [f"{title} {_percent(metrics[key]):>5} %" for key, title in LINE.items() if key in metrics]
+    found = metrics.get("detection", {})
+    if not any(key in metrics for key in LINE):  # a pure detector
+        parts += [f"flagged {found['flagged']:,}"] if "flagged" in found else []
+        parts += [f"{title} {_percent(found[key])} %" for key, title in FOUND.items() if key in found]
     parts += [f"{seconds:.1f} s", note]
     line = "  ".join(part for part in parts if part)
     (console or Console()).print(line, soft_wrap=True, markup=False, highlight=False)

@@ -62,6 +62,8 @@ class Fit:
         batch_size, augment, drop_last: the loader's.
         callbacks: name -> partial of a callback; a `Contributor` hands its findings on to the state.
         requires: what the module reads of the state besides.
+        into: `model` makes the trained model the state's; another name keeps that as it is and hands the trained
+            weights on as a finding of that name (a teacher).
         control, enabled: see `Stage`.
     """
 
@@ -78,6 +80,7 @@ class Fit:
         drop_last: bool = False,
         callbacks: Mapping[str, Callable[[], pl.Callback]] | None = None,
         requires: Sequence[str] = (),
+        into: str = "model",
         control: bool = False,
         enabled: bool = True,
     ) -> None:
@@ -96,7 +99,8 @@ class Fit:
         needs = {"current": {"model"}}.get(model, set()) | {"kept": {"suspect"}, "all": set()}.get(rows, {rows})
         self.requires = frozenset(needs | set(requires))
         found = [name for part in self.callbacks if isinstance(part, Contributor) for name in part.provides]
-        self.provides = frozenset({"model", *found})
+        self.into = into
+        self.provides = frozenset({into, *found})
         self.control, self.enabled = control, enabled
 
     def run(self, state: State, context: RunContext, *, name: str, work: Path) -> Outcome:
@@ -116,7 +120,10 @@ class Fit:
             callbacks=self.callbacks,
             **self.loader,
         )
-        result = replace(state, model=model)
+        if self.into == "model":
+            result = replace(state, model=model)
+        else:
+            result = replace(state, findings={**state.findings, self.into: dict(model.state_dict())})
         for callback in self.callbacks:
             if isinstance(callback, Contributor):
                 result = callback.contribute(result)

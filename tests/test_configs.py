@@ -150,8 +150,11 @@ def test_each_defense_runs(command, tmp_path, quick_run, defense):
     result = run_to_the_end(command, tmp_path / "run", f"defense={defense}", quick_run)
     stages = [stage["name"] for stage in result["stages"]]
     cfg = composed(f"defense={defense}")
-    assert stages == ["victim", *cfg.defense.stages]
+    assert stages == ["victim", *(name for name, stage in cfg.defense.stages.items() if stage.get("enabled", True))]
     for stage in result["stages"]:
-        assert 0 <= stage["c_acc"] <= 1
-        assert stage["asr"] + stage["r_acc"] <= 1
-        assert (tmp_path / "run" / "weights" / f"{stage['name']}.safetensors").exists()
+        if (tmp_path / "run" / "weights" / f"{stage['name']}.safetensors").exists():
+            assert 0 <= stage["c_acc"] <= 1
+            assert stage["asr"] + stage["r_acc"] <= 1
+        else:  # a detector, or a teacher
+            assert "c_acc" not in stage
+    assert 0 <= result["final"]["c_acc"] <= 1

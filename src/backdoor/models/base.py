@@ -68,6 +68,23 @@ class ImageClassifier(nn.Module):
         return self.head(self.features(images))
 
 
+class Penultimate(nn.Module):
+    """A classifier's features, or some of them, as a module: images (B, C, H, W) -> (B, n).
+
+    Args:
+        neurons: int64 (n,), which features; None: all.
+    """
+
+    def __init__(self, model: ImageClassifier, neurons: Tensor | None = None) -> None:
+        super().__init__()
+        self.model, self.neurons = model, neurons
+
+    def forward(self, images: Tensor) -> Tensor:
+        """float [0, 1] (B, C, H, W) -> (B, n)."""
+        found = self.model.features(images)
+        return found if self.neurons is None else found[:, self.neurons]
+
+
 def kaiming_conv(module: nn.Module) -> None:
     """Normal weights of variance 2 / (k * k * out) for convolutions, 1 and 0 for BatchNorm.
 

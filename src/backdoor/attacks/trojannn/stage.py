@@ -15,22 +15,10 @@ from backdoor.attacks.trojannn.method import excite, strongest_neurons
 from backdoor.context import RunContext
 from backdoor.errors import UserError, check_whole
 from backdoor.inference import map_split
-from backdoor.models.base import ImageClassifier
+from backdoor.models.base import ImageClassifier, Penultimate
 from backdoor.stages.base import Outcome
 from backdoor.state import Split, State
 from backdoor.triggers.additive import Additive
-
-
-class Penultimate(nn.Module):
-    """A classifier's features of some neurons: images (B, C, H, W) -> (B, n)."""
-
-    def __init__(self, model: ImageClassifier, neurons: Tensor) -> None:
-        super().__init__()
-        self.model, self.neurons = model, neurons
-
-    def forward(self, images: Tensor) -> Tensor:
-        """float [0, 1] (B, C, H, W) -> (B, n)."""
-        return self.model.features(images)[:, self.neurons]
 
 
 class ExciteNeurons:

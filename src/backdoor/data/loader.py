@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -43,7 +43,8 @@ class ResidentLoader:
 
     Args:
         split: images may live on any device; what is yielded lies on `device`.
-        rows: int64 positions to use; all if None.
+        rows: int64 positions to use; all if None. Several are gone through one after the other in each epoch, and no
+            batch holds rows of two of them.
         augment: batched augmentation on uint8 images, given a seeded CPU generator.
     """
 
@@ -53,7 +54,7 @@ class ResidentLoader:
         *,
         batch_size: int,
         device: torch.device,
-        rows: Tensor | None = None,
+        rows: Tensor | Sequence[Tensor] | None = None,
         shuffle: bool = True,
         drop_last: bool = False,
         augment: Augment | None = None,
@@ -64,33 +65,36 @@ class ResidentLoader:
         world: int = 1,
     ) -> None:
         self.split, self.batch_size, self.device = split, batch_size, device
-        self.rows = torch.arange(len(split)) if rows is None else rows
+        everything = torch.arange(len(split)) if rows is None else rows
+        self.parts = [everything] if isinstance(everything, Tensor) else list(everything)
         self.shuffle, self.augment = shuffle, augment
         self.seed, self.epoch, self.channels_last = seed, epoch, channels_last
         self.rank, self.world = rank, world
-        # A train set smaller than one batch still gives one step.
-        self.drop_last = drop_last and len(self.rows) >= batch_size * world
+        self.drop_last = drop_last
 
     def __len__(self) -> int:
-        share = len(self.rows) / self.world
-        if self.drop_last:
-            return int(share // self.batch_size)
-        return -(-len(self.rows) // (self.batch_size * self.world))
+        return sum(self.batches(len(part)) for part in self.parts)
 
-    def order(self) -> Tensor:
-        """int64: this rank's rows of this epoch, in order."""
-        rows = self.rows
-        if self.shuffle:
-            generator = torch.Generator().manual_seed(mix(self.seed, self.epoch, 0))
-            rows = rows[torch.randperm(len(rows), generator=generator)]
-        if self.world > 1 and not self.drop_last:
-            padding = -len(rows) % self.world
-            rows = torch.cat([rows, rows[:padding]])
-        return rows[self.rank :: self.world]
+    def batches(self, count: int) -> int:
+        """How many batches of each rank `count` rows make."""
+        # Fewer rows than one batch still give one step.
+        if self.drop_last and count >= self.batch_size * self.world:
+            return count // (self.batch_size * self.world)
+        return -(-count // (self.batch_size * self.world))
+
+    def order(self) -> Iterator[Tensor]:
+        """This rank's rows of this epoch, a batch at a time: int64 (B,)."""
+        generator = torch.Generator().manual_seed(mix(self.seed, self.epoch, 0))
+        for part in self.parts:
+            rows = part[torch.randperm(len(part), generator=generator)] if self.shuffle else part
+            full = self.drop_last and len(part) >= self.batch_size * self.world
+            if self.world > 1 and not full:
+                rows = torch.cat([rows, rows[: -len(rows) % self.world]])
+            yield from rows[self.rank :: self.world].split(self.batch_size)[: self.batches(len(part))]
 
     def __iter__(self) -> Iterator[Batch]:
         generator = torch.Generator().manual_seed(mix(self.seed, self.epoch, 1 + self.rank))
-        for rows in self.order().split(self.batch_size)[: len(self)]:
+        for rows in self.order():
             where = rows.to(self.split.images.device)
             images = self.split.images.index_select(0, where).to(self.device, non_blocking=True)
             if self.augment is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytorch_lightning as pl
@@ -23,7 +24,7 @@ class PoisonedDataModule(pl.LightningDataModule):
 
     Args:
         split: uint8 images; copied to `device` once if they fit.
-        rows: int64 positions that are trained on; all if None.
+        rows: int64 positions that are trained on, see `ResidentLoader`; all if None.
         batch_size: of one rank.
         augment: name of a pipeline in `backdoor.data.augment`.
     """
@@ -34,7 +35,7 @@ class PoisonedDataModule(pl.LightningDataModule):
         *,
         batch_size: int,
         device: torch.device,
-        rows: Tensor | None = None,
+        rows: Tensor | Sequence[Tensor] | None = None,
         augment: str = "none",
         shuffle: bool = True,
         drop_last: bool = False,

@@ -19,7 +19,7 @@ from backdoor.stages.base import Outcome
 from backdoor.state import Split, State
 
 MODELS = ("fresh", "current")
-TRAINED_ON = ("all", "kept", "suspect", "reserved")
+TRAINED_ON = ("all", "kept", "suspect", "trusted", "reserved")
 
 
 @runtime_checkable
@@ -56,12 +56,14 @@ class Fit:
     Args:
         module: `module(model=..., state=...)` -> LightningModule with the attribute `model`.
         model: `fresh` starts from an untrained model, `current` from a copy of the state's.
-        rows: which rows are trained on: `all`, `kept` (not suspect), `suspect`, or the `reserved` split.
+        rows: which rows are trained on: `all`, `kept` (not suspect), `suspect`, `trusted`, or the `reserved` split; a
+            list, as [suspect, trusted], goes through one group after the other in each epoch.
         epochs: passes over those rows.
         steps: if given, stop after so many optimiser steps.
         batch_size, augment, drop_last: the loader's.
         callbacks: name -> partial of a callback; a `Contributor` hands its findings on to the state.
         requires: what the module reads of the state besides.
+        weights: a finding with the weights that the model starts from, for instance what an earlier fit left by `into`.
         into: `model` makes the trained model the state's; another name keeps that as it is and hands the trained
             weights on as a finding of that name (a teacher).
         control, enabled: see `Stage`.
@@ -72,7 +74,7 @@ class Fit:
         *,
         module: Callable[..., pl.LightningModule],
         model: str = "fresh",
-        rows: str = "all",
+        rows: str | Sequence[str] = "all",
         epochs: int,
         steps: int | None = None,
         batch_size: int = 128,
@@ -80,23 +82,31 @@ class Fit:
         drop_last: bool = False,
         callbacks: Mapping[str, Callable[[], pl.Callback]] | None = None,
         requires: Sequence[str] = (),
+        weights: str | None = None,
         into: str = "model",
         control: bool = False,
         enabled: bool = True,
     ) -> None:
-        chosen = (("model", model, MODELS), ("rows", rows, TRAINED_ON), ("augment", augment, tuple(PIPELINES)))
-        for setting, value, choices in chosen:
+        groups = [rows] if isinstance(rows, str) else list(rows)
+        chosen = [("model", model, MODELS), ("augment", augment, tuple(PIPELINES))]
+        for setting, value, choices in [*chosen, *(("rows", group, TRAINED_ON) for group in groups)]:
             if value not in choices:
                 raise UserError(f"{setting}={value}: {suggest(str(value), choices)}")
         for setting, number in (("epochs", epochs), ("batch_size", batch_size), ("steps", steps or 1)):
             if number < 1:
                 raise UserError(f"{setting}={number}: expected at least 1")
         try_module(module)
-        self.module, self.model, self.rows = module, model, rows
+        if "reserved" in groups and len(groups) > 1:
+            raise UserError(
+                f"rows={groups}: reserved is a set of its own and cannot be mixed with rows of the train set"
+            )
+        self.module, self.model, self.rows, self.weights = module, model, groups, weights
         self.epochs, self.steps = epochs, steps
         self.loader = {"batch_size": batch_size, "augment": augment, "drop_last": drop_last}
         self.callbacks = [make() for make in (callbacks or {}).values()]
-        needs = {"current": {"model"}}.get(model, set()) | {"kept": {"suspect"}, "all": set()}.get(rows, {rows})
+        needs = {"current": {"model"}}.get(model, set()) | ({weights} if weights else set())
+        for group in groups:
+            needs |= {"kept": {"suspect"}, "all": set()}.get(group, {group})
         self.requires = frozenset(needs | set(requires))
         found = [name for part in self.callbacks if isinstance(part, Contributor) for name in part.provides]
         self.into = into
@@ -107,6 +117,8 @@ class Fit:
         """Train and return the state with the trained model and the callbacks' findings."""
         model = context.make_model() if self.model == "fresh" else copy.deepcopy(state.model)
         assert model is not None  # the pipeline checked `requires`
+        if self.weights is not None:
+            model.load_state_dict(state.findings[self.weights])
         train, rows = self.select(state, name)
         module = self.module(model=model, state=state)
         history = context.fit(
@@ -129,16 +141,27 @@ class Fit:
                 result = callback.contribute(result)
         return Outcome(result, history)
 
-    def select(self, state: State, name: str) -> tuple[Split, Tensor | None]:
-        """The split and the rows of it that are trained on."""
-        if self.rows == "reserved":
+    def select(self, state: State, name: str) -> tuple[Split, list[Tensor] | None]:
+        """The split and the rows of it that are trained on, a group after the other."""
+        if self.rows == ["reserved"]:
             assert state.reserved is not None
             return state.reserved, None
-        if self.rows == "all":
+        if self.rows == ["all"]:
             return state.train, None
-        suspect = state.groups["suspect"]
-        rows = (suspect if self.rows == "suspect" else ~suspect).nonzero().flatten()
+        return state.train, [self.group(state, group, name) for group in self.rows]
+
+    @staticmethod
+    def group(state: State, group: str, name: str) -> Tensor:
+        """int64: the rows of one group of the train set.
+
+        Raises:
+            UserError: there are none.
+        """
+        if group == "all":
+            return torch.arange(len(state.train))
+        mask = ~state.groups["suspect"] if group == "kept" else state.groups[group]
+        rows = mask.nonzero().flatten()
         if len(rows) == 0:
-            count = int(suspect.sum())
-            raise UserError(f"stage {name}: no row to train on (rows={self.rows}, {count} rows are suspect)")
-        return state.train, rows.to(torch.int64)
+            flagged = {key: int(value.sum()) for key, value in state.groups.items()}
+            raise UserError(f"stage {name}: no row to train on (rows={group}; rows of each group: {flagged})")
+        return rows

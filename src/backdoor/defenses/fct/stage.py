@@ -1,0 +1,89 @@
+"""Scores every train row by how much its features change under random transforms."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from backdoor.context import RunContext
+from backdoor.data.loader import mix
+from backdoor.defenses.fct.method import check_transforms, feature_change, transformed
+from backdoor.errors import UserError, check_whole
+from backdoor.inference import CPU_BATCH, GPU_BATCH, evaluating
+from backdoor.models.base import ImageClassifier
+from backdoor.stages.base import Outcome
+from backdoor.state import Split, State
+
+
+class FeatureConsistency:
+    """FCT (Chen, Wu, Wang 2022): triggered images change more under geometric transforms than clean ones.
+
+    Args:
+        weights: the finding that holds the network's weights.
+        transforms: applied one after the other; see `transformed`.
+        angle: largest rotation, degrees.
+        shift: largest shift, share of a side.
+        draws: random transforms a row, whose changes are averaged; the authors' code draws one.
+        control, enabled: see `Stage`.
+
+    Provides:
+        fct: float32 (N,), higher = more suspect. A row's draws depend on the seed and its position alone.
+    """
+
+    provides = frozenset({"fct"})
+
+    def __init__(
+        self,
+        *,
+        weights: str,
+        transforms: Sequence[str] = ("rotate", "affine"),
+        angle: float = 180,
+        shift: float = 0.2,
+        draws: int = 4,
+        control: bool = False,
+        enabled: bool = True,
+    ) -> None:
+        check_transforms(list(transforms))
+        check_whole({"draws": draws})
+        for setting, value, high in (("angle", angle, 180), ("shift", shift, 1)):
+            if not isinstance(value, int | float) or not 0 < value <= high:
+                raise UserError(f"{setting}={value}: expected a number above 0 and up to {high}")
+        self.weights, self.draws = weights, draws
+        self.transforms, self.range = list(transforms), {"angle": angle, "shift": shift}
+        self.requires = frozenset({weights})
+        self.control, self.enabled = control, enabled
+
+    def run(self, state: State, context: RunContext, *, name: str, work: Path) -> Outcome:
+        """The state with the score."""
+        model = context.make_model()
+        if not isinstance(model, ImageClassifier):
+            raise UserError(f"stage {name}: expected a model with features, got {type(model).__name__}")
+        model.load_state_dict(state.findings[self.weights])
+        generator = torch.Generator().manual_seed(mix(context.seed, 0xFC7))
+        draws = torch.rand(len(state.train), self.draws, 3, generator=generator)
+        scores = self.score(model, state.train, draws, context)
+        if not torch.isfinite(scores).all():
+            raise UserError(f"stage {name}: features are no numbers; lower the lr of the stages before")
+        return Outcome(replace(state, scores={**state.scores, "fct": scores}))
+
+    @torch.no_grad()
+    def score(self, model: ImageClassifier, train: Split, draws: Tensor, context: RunContext) -> Tensor:
+        """float32 (N,), in batches, in eval mode and fp32."""
+        hardware, parts = context.hardware, []
+        layout = torch.channels_last if hardware.channels_last else torch.contiguous_format
+        size = CPU_BATCH if hardware.device.type == "cpu" else GPU_BATCH
+        with evaluating(model):
+            for rows in torch.arange(len(train)).split(size):
+                pixels = train.images[rows.to(train.images.device)].to(hardware.device).float() / 255
+                plain = model.features(pixels.contiguous(memory_format=layout))
+                change = torch.zeros(len(rows), device=hardware.device)
+                for turn in range(self.draws):
+                    drawn = draws[rows, turn].to(hardware.device)
+                    moved = transformed(pixels, drawn, self.transforms, **self.range)
+                    change += feature_change(plain, model.features(moved.contiguous(memory_format=layout)))
+                parts.append((change / self.draws).cpu())
+        return torch.cat(parts)

@@ -1,7 +1,7 @@
 """The steps that defenses are made of."""
 
-from backdoor.stages.base import Outcome, Stage
+from backdoor.stages.base import Draws, Outcome, Stage
 from backdoor.stages.fit import Fit
 from backdoor.stages.pipeline import Finished, Pipeline, Step, check_chain
 
-__all__ = ["Finished", "Fit", "Outcome", "Pipeline", "Stage", "Step", "check_chain"]
+__all__ = ["Draws", "Finished", "Fit", "Outcome", "Pipeline", "Stage", "Step", "check_chain"]

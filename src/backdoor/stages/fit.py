@@ -64,6 +64,7 @@ class Fit:
         requires: what the module reads of the state besides.
         into: `model` makes the trained model the state's; another name keeps that as it is and hands the trained
             weights on as a finding of that name (a teacher).
+        when: a finding; if it is false (0, none flagged), nothing is trained and the current model is handed on.
         control, enabled: see `Stage`.
     """
 
@@ -81,6 +82,7 @@ class Fit:
         callbacks: Mapping[str, Callable[[], pl.Callback]] | None = None,
         requires: Sequence[str] = (),
         into: str = "model",
+        when: str | None = None,
         control: bool = False,
         enabled: bool = True,
     ) -> None:
@@ -91,13 +93,16 @@ class Fit:
         for setting, number in (("epochs", epochs), ("batch_size", batch_size), ("steps", steps or 1)):
             if number < 1:
                 raise UserError(f"{setting}={number}: expected at least 1")
+        if when is not None and (model != "current" or into != "model"):
+            raise UserError(f"when={when}: expected model=current and into=model, so that there is one to hand on")
         try_module(module)
         self.module, self.model, self.rows = module, model, rows
         self.epochs, self.steps = epochs, steps
         self.loader = {"batch_size": batch_size, "augment": augment, "drop_last": drop_last}
         self.callbacks = [make() for make in (callbacks or {}).values()]
         needs = {"current": {"model"}}.get(model, set()) | {"kept": {"suspect"}, "all": set()}.get(rows, {rows})
-        self.requires = frozenset(needs | set(requires))
+        self.when = when
+        self.requires = frozenset(needs | set(requires) | ({when} if when is not None else set()))
         found = [name for part in self.callbacks if isinstance(part, Contributor) for name in part.provides]
         self.into = into
         self.provides = frozenset({into, *found})
@@ -105,6 +110,8 @@ class Fit:
 
     def run(self, state: State, context: RunContext, *, name: str, work: Path) -> Outcome:
         """Train and return the state with the trained model and the callbacks' findings."""
+        if self.when is not None and not state.findings[self.when]:
+            return Outcome(state)
         model = context.make_model() if self.model == "fresh" else copy.deepcopy(state.model)
         assert model is not None  # the pipeline checked `requires`
         train, rows = self.select(state, name)

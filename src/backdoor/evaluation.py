@@ -49,7 +49,7 @@ class Evaluator:
         return self.metrics(model, self.few, precision=self.precision)
 
     def stage(self, finished: Finished) -> dict[str, Any]:
-        """The record of one stage: metrics, DER against the first model measured, detection, seconds."""
+        """The record of one stage: metrics, DER against the first model measured, detection, findings, seconds."""
         entry: dict[str, Any] = {"name": finished.step.name}
         provides = finished.step.stage.provides
         if "model" in provides and finished.state.model is not None:
@@ -63,6 +63,8 @@ class Evaluator:
         detection = self.detection(finished)
         if detection:
             entry["detection"] = detection
+        if finished.numbers():
+            entry["findings"] = finished.numbers()
         entry["seconds"] = round(finished.seconds, 2)
         entry["stored"] = finished.hit
         if finished.step.stage.control:

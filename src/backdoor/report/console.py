@@ -140,7 +140,7 @@ def stage_line(
 
     Args:
         name: the stage.
-        metrics: fractions by `c_acc`, `asr`, `r_acc`; without them, what is known of `detection`.
+        metrics: fractions by `c_acc`, `asr`, `r_acc`; without them, what is known of `detection`, and the `findings`.
         seconds: wall time of the stage.
         note: said at the end of the line.
         console: where to print; the standard output if None.
@@ -151,6 +151,7 @@ def stage_line(
     if not any(key in metrics for key in LINE):  # a pure detector
         parts += [f"flagged {found['flagged']:,}"] if "flagged" in found else []
         parts += [f"{title} {_percent(found[key])} %" for key, title in FOUND.items() if key in found]
+        parts += _numbers(metrics.get("findings", {}))
     parts += [f"{seconds:.1f} s", note]
     line = "  ".join(part for part in parts if part)
     (console or Console()).print(line, soft_wrap=True, markup=False, highlight=False)
@@ -161,8 +162,7 @@ def crafted_line(
     name: str, findings: Mapping[str, Any], seconds: float, *, hit: bool, console: Console | None = None
 ) -> None:
     """Print one line for a stage of the attack, with the numbers that it found."""
-    numbers = [f"{key} {value:.4g}" for key, value in findings.items() if isinstance(value, int | float)]
-    parts = [f"{name:<12}", "(attacker)", *numbers, f"{seconds:.1f} s", "from the store" if hit else ""]
+    parts = [f"{name:<12}", "(attacker)", *_numbers(findings), f"{seconds:.1f} s", "from the store" if hit else ""]
     line = "  ".join(part for part in parts if part)
     (console or Console()).print(line, soft_wrap=True, markup=False, highlight=False)
 
@@ -191,6 +191,10 @@ def closing_table(result: Mapping[str, Any], folder: Path, console: Console | No
         table.add_row(escape(shown_name(stage)), *cells, last, style="dim" if control else None)
     screen.print(table)
     screen.print(Text(f"Folder: {_short(folder)}"), soft_wrap=True)
+
+
+def _numbers(findings: Mapping[str, Any]) -> list[str]:
+    return [f"{key} {value:.4g}" for key, value in findings.items() if isinstance(value, int | float)]
 
 
 def _percent(value: float | None) -> str:

@@ -66,6 +66,7 @@ class Fit:
         weights: a finding with the weights that the model starts from, for instance what an earlier fit left by `into`.
         into: `model` makes the trained model the state's; another name keeps that as it is and hands the trained
             weights on as a finding of that name (a teacher).
+        when: a finding; if it is false (0, none flagged), nothing is trained and the current model is handed on.
         control, enabled: see `Stage`.
     """
 
@@ -84,6 +85,7 @@ class Fit:
         requires: Sequence[str] = (),
         weights: str | None = None,
         into: str = "model",
+        when: str | None = None,
         control: bool = False,
         enabled: bool = True,
     ) -> None:
@@ -95,6 +97,8 @@ class Fit:
         for setting, number in (("epochs", epochs), ("batch_size", batch_size), ("steps", steps or 1)):
             if number < 1:
                 raise UserError(f"{setting}={number}: expected at least 1")
+        if when is not None and (model != "current" or into != "model"):
+            raise UserError(f"when={when}: expected model=current and into=model, so that there is one to hand on")
         try_module(module)
         if "reserved" in groups and len(groups) > 1:
             raise UserError(
@@ -104,9 +108,10 @@ class Fit:
         self.epochs, self.steps = epochs, steps
         self.loader = {"batch_size": batch_size, "augment": augment, "drop_last": drop_last}
         self.callbacks = [make() for make in (callbacks or {}).values()]
-        needs = {"current": {"model"}}.get(model, set()) | ({weights} if weights else set())
+        needs = {"current": {"model"}}.get(model, set()) | {name for name in (weights, when) if name is not None}
         for group in groups:
             needs |= {"kept": {"suspect"}, "all": set()}.get(group, {group})
+        self.when = when
         self.requires = frozenset(needs | set(requires))
         found = [name for part in self.callbacks if isinstance(part, Contributor) for name in part.provides]
         self.into = into
@@ -115,6 +120,8 @@ class Fit:
 
     def run(self, state: State, context: RunContext, *, name: str, work: Path) -> Outcome:
         """Train and return the state with the trained model and the callbacks' findings."""
+        if self.when is not None and not state.findings[self.when]:
+            return Outcome(state)
         model = context.make_model() if self.model == "fresh" else copy.deepcopy(state.model)
         assert model is not None  # the pipeline checked `requires`
         if self.weights is not None:

@@ -22,6 +22,7 @@ from backdoor.preparation import Preparation
 from backdoor.record import Record
 from backdoor.report.console import closing_table, stage_line
 from backdoor.stages import Finished, Pipeline, Step
+from backdoor.stages.base import Draws
 from backdoor.state import Split, State
 
 
@@ -151,6 +152,10 @@ class Experiment(Preparation):
             entry = evaluator.stage(finished)
             self.record.stage(finished, entry, self.store, finished.key)
             self.record.draw_scores(finished, poisoned.truth.poisoned)
+            if isinstance(finished.step.stage, Draws):
+                self.record.figures += finished.step.stage.figures(
+                    finished.state, self.record.folder / "figures", finished.step.name
+                )
             stage_line(finished.step.name, entry, finished.seconds, note="from the store" if finished.hit else "")
 
         steps = self.steps

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from backdoor.context import RunContext
 from backdoor.state import State
@@ -35,4 +35,13 @@ class Stage(Protocol):
 
     def run(self, state: State, context: RunContext, *, name: str, work: Path) -> Outcome:
         """Do the work; `work` is a folder for resume points."""
+        ...
+
+
+@runtime_checkable
+class Draws(Protocol):
+    """A stage that draws what it found; asked once it has finished, also when its outcome came from the store."""
+
+    def figures(self, state: State, folder: Path, name: str) -> list[Path]:
+        """Draw into `folder` from what is in `state`; `name` is the stage's. Returns the files."""
         ...

@@ -22,6 +22,7 @@ from backdoor.models.wide_resnet import WideResNet
 from backdoor.modules import Classifier
 from backdoor.stages import Fit
 from backdoor.stages.artifact import load_outcome, save_outcome
+from backdoor.stages.base import Draws
 from backdoor.state import Split
 from helpers_backdoor import context, network, poisoned_digits, victim
 
@@ -114,7 +115,8 @@ def test_the_last_convolution_and_each_level_as_if_pruned_alone(name):
 
 
 def test_models_without_a_last_convolution_are_refused():
-    with pytest.raises(UserError, match=r"runs one convolution, and Fine-Pruning needs.*choose"):
+    refused = pytest.raises(UserError, match=r"runs one convolution, and Fine-Pruning needs.*choose")
+    with torch.device("meta"), refused:
         find_unit(torchvision_net(name="vit_b_16", **FACTS), torch.zeros(2, 1, 16, 16))
     with pytest.raises(UserError, match="no convolution"):
         find_unit(nn.Sequential(nn.Flatten(), nn.Linear(256, 10)), torch.zeros(2, 1, 16, 16))
@@ -142,6 +144,7 @@ def test_pruning_keeps_accuracy_and_the_incoming_model(attacked, tmp_path):
     loaded, _ = load_outcome(state, tmp_path, context(), stage.provides)
     images = test.images.float() / 255
     assert torch.equal(loaded.state.model(images), outcome.state.model(images))
+    assert isinstance(stage, Draws)
     assert stage.figures(loaded.state, tmp_path / "figures", "prune")[0].stat().st_size > 1000
 
 

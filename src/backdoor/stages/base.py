@@ -40,8 +40,8 @@ class Stage(Protocol):
 
 @runtime_checkable
 class Draws(Protocol):
-    """A stage with pictures of what it found."""
+    """A stage that draws what it found; asked once it has finished, also when its outcome came from the store."""
 
     def figures(self, state: State, folder: Path, name: str) -> list[Path]:
-        """Draw into `folder`; `state` is the stage's outcome, `name` the stage's. Returns the files."""
+        """Draw into `folder` from what is in `state`; `name` is the stage's. Returns the files."""
         ...

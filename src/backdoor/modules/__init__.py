@@ -1,6 +1,6 @@
 """LightningModules that methods share."""
 
-from backdoor.modules.base import StageModule
+from backdoor.modules.base import StageModule, masked_mean
 from backdoor.modules.classifier import Classifier
 
-__all__ = ["Classifier", "StageModule"]
+__all__ = ["Classifier", "StageModule", "masked_mean"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
@@ -16,7 +16,7 @@ from backdoor.data.loader import Batch
 from backdoor.errors import UserError, suggest
 from backdoor.state import State
 
-SCHEDULES = ("constant", "cosine", "step", "one_cycle")
+SCHEDULES = ("constant", "cosine", "warm_cosine", "step", "one_cycle")
 
 
 def check_schedule(name: str) -> None:
@@ -31,8 +31,9 @@ def schedule_factor(
     """step in [0, steps] -> factor of the learning rate.
 
     Args:
-        name: `constant`; `cosine` to 0 (Loshchilov and Hutter 2017); `step`, times `gamma` at each milestone;
-            `one_cycle`, a linear rise over the share `warmup`, then a linear fall to 0 (Smith and Topin 2018).
+        name: `constant`; `cosine` to 0 (Loshchilov and Hutter 2017); `warm_cosine`, the same after a linear rise over
+            the share `warmup`; `step`, times `gamma` at each milestone; `one_cycle`, a linear rise over the share
+            `warmup`, then a linear fall to 0 (Smith and Topin 2018).
         milestones: shares of the whole in (0, 1), so that a shortened run keeps its shape.
     """
     check_schedule(name)
@@ -42,6 +43,9 @@ def schedule_factor(
         done = min(step / total, 1.0)
         if name == "cosine":
             return 0.5 * (1 + math.cos(math.pi * done))
+        if name == "warm_cosine":
+            rest = (done - warmup) / (1 - warmup)
+            return done / warmup if done < warmup else 0.5 * (1 + math.cos(math.pi * rest))
         if name == "step":
             return gamma ** sum(done >= milestone for milestone in milestones)
         if name == "one_cycle":
@@ -90,10 +94,14 @@ class StageModule(pl.LightningModule):
         """float [0, 1] (B, C, H, W) -> logits (B, K)."""
         return self.model(images)
 
+    def trained(self) -> Iterable[nn.Parameter]:
+        """What the optimiser moves: the model's parameters."""
+        return self.model.parameters()
+
     def configure_optimizers(self) -> Any:
         """SGD, its rate moved after every step."""
         optimizer = SGD(
-            [parameter for parameter in self.model.parameters() if parameter.requires_grad],
+            [parameter for parameter in self.trained() if parameter.requires_grad],
             lr=self.lr,
             momentum=self.momentum,
             nesterov=self.nesterov,
@@ -116,3 +124,8 @@ class StageModule(pl.LightningModule):
             batch_size=len(batch.labels),
             sync_dist=torch.distributed.is_initialized(),
         )
+
+
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean of `values` (B,) where `mask` bool (B,), 0 where nothing is; no synchronisation with the device."""
+    return torch.where(mask, values, 0).sum() / mask.sum().clamp(min=1)

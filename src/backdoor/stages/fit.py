@@ -57,7 +57,8 @@ class Fit:
         module: `module(model=..., state=...)` -> LightningModule with the attribute `model`.
         model: `fresh` starts from an untrained model, `current` from a copy of the state's.
         rows: which rows are trained on: `all`, `kept` (not suspect), `suspect`, `trusted`, or the `reserved` split; a
-            list, as [suspect, trusted], goes through one group after the other in each epoch.
+            list, as [suspect, trusted], goes through one group after the other in each epoch; `suspect|trusted` mixes
+            the two.
         epochs: passes over those rows.
         steps: if given, stop after so many optimiser steps.
         batch_size, augment, drop_last: the loader's.
@@ -90,8 +91,9 @@ class Fit:
         enabled: bool = True,
     ) -> None:
         groups = [rows] if isinstance(rows, str) else list(rows)
+        mixed = [name for group in groups for name in str(group).split("|")]
         chosen = [("model", model, MODELS), ("augment", augment, tuple(PIPELINES))]
-        for setting, value, choices in [*chosen, *(("rows", group, TRAINED_ON) for group in groups)]:
+        for setting, value, choices in [*chosen, *(("rows", name, TRAINED_ON) for name in mixed)]:
             if value not in choices:
                 raise UserError(f"{setting}={value}: {suggest(str(value), choices)}")
         for setting, number in (("epochs", epochs), ("batch_size", batch_size), ("steps", steps or 1)):
@@ -100,7 +102,7 @@ class Fit:
         if when is not None and (model != "current" or into != "model"):
             raise UserError(f"when={when}: expected model=current and into=model, so that there is one to hand on")
         try_module(module)
-        if "reserved" in groups and len(groups) > 1:
+        if "reserved" in mixed and len(mixed) > 1:
             raise UserError(
                 f"rows={groups}: reserved is a set of its own and cannot be mixed with rows of the train set"
             )
@@ -109,8 +111,8 @@ class Fit:
         self.loader = {"batch_size": batch_size, "augment": augment, "drop_last": drop_last}
         self.callbacks = [make() for make in (callbacks or {}).values()]
         needs = {"current": {"model"}}.get(model, set()) | {name for name in (weights, when) if name is not None}
-        for group in groups:
-            needs |= {"kept": {"suspect"}, "all": set()}.get(group, {group})
+        for one in mixed:
+            needs |= {"kept": {"suspect"}, "all": set()}.get(one, {one})
         self.when = when
         self.requires = frozenset(needs | set(requires))
         found = [name for part in self.callbacks if isinstance(part, Contributor) for name in part.provides]
@@ -164,9 +166,10 @@ class Fit:
         Raises:
             UserError: there are none.
         """
-        if group == "all":
-            return torch.arange(len(state.train))
-        mask = ~state.groups["suspect"] if group == "kept" else state.groups[group]
+        mask = torch.zeros(len(state.train), dtype=torch.bool)
+        for one in group.split("|"):
+            whole = {"all": ~mask, "kept": ~state.groups.get("suspect", mask)}
+            mask = mask | (whole[one] if one in whole else state.groups[one])
         rows = mask.nonzero().flatten()
         if len(rows) == 0:
             flagged = {key: int(value.sum()) for key, value in state.groups.items()}

@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from backdoor.data.loader import Batch
 from backdoor.defenses.abl.method import signed_floor
 from backdoor.errors import UserError, suggest
-from backdoor.modules import Classifier, StageModule
+from backdoor.modules import Classifier, StageModule, masked_mean
 
 BN_MODES = ("train", "frozen", "stats_only")
 
@@ -93,8 +93,3 @@ class JointAscent(StageModule):
         loss = masked_mean(losses, ~suspect) - self.weight * masked_mean(losses, suspect)
         self.log_batch(loss, logits, batch)
         return loss
-
-
-def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean of `values` (B,) where `mask` bool (B,), 0 where nothing is; no synchronisation with the device."""
-    return torch.where(mask, values, 0).sum() / mask.sum().clamp(min=1)

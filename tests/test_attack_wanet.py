@@ -200,7 +200,7 @@ def test_a_killed_victim_goes_on_to_the_same_weights(tmp_path):
 def test_a_run_trains_the_victim_once_and_its_trigger_is_the_saved_one(command, tmp_path, cache_dir):
     folder = tmp_path / "runs"
     for name, victim in (("first", "trained"), ("second", "hit")):
-        status, _, said = command(*RUN, f"hydra.run.dir={folder / name}")
+        status, _, said = command(*RUN, f"store.dir={tmp_path / 'store'}", f"hydra.run.dir={folder / name}")
         assert status == 0, said
         assert read_json(folder / name, "status.json") == {"state": "done", "victim": victim}
     first, second = (read_json(folder / name) for name in ("first", "second"))

@@ -48,7 +48,7 @@ def folder(root: Path, **settings: Any) -> Folder:
         ("image_size", "32", r"data\.image_size=32: expected pixels"),
         ("image_size", [32, 32, 3], r"data\.image_size=\[32, 32, 3\]: expected pixels"),
         ("image_size", 32.5, r"data\.image_size=32\.5: expected pixels"),
-        ("limit", {"train": 0}, r"data\.limit\.train=0: expected a number of images above 0"),
+        ("limit", {"train": 0}, r"data\.limit\.train=0: expected a whole number of at least 1"),
         ("limit", {"test": 0.5}, r"data\.limit\.test=0\.5: expected"),
         ("limit", {"val": 5}, r"data\.limit\.val: unknown; expected train or test"),
     ],

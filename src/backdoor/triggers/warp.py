@@ -102,9 +102,11 @@ class Warp(Trigger):
         if self.noise:
             grid = self._inside(grid + self.jitter(x, index))
         zero = self._zero(x)
+        x = x if zero is None else x - zero
         grid = grid.expand(len(x), -1, -1, -1)
         with torch.autocast(x.device.type, enabled=False):
-            return zero + F.grid_sample(x - zero, grid, mode="bilinear", padding_mode=self.padding, align_corners=True)
+            bent = F.grid_sample(x, grid, mode="bilinear", padding_mode=self.padding, align_corners=True)
+        return bent if zero is None else bent.add_(zero)
 
     def jitter(self, x: Tensor, index: Tensor | None) -> Tensor:
         """Offsets of the noise mode: float32 (B, H, W, 2), uniform in +-noise / side, from (seed, index) alone."""
@@ -132,10 +134,10 @@ class Warp(Trigger):
     def _inside(self, grid: Tensor) -> Tensor:
         return grid.clamp(-1, 1) if self.clamp else grid
 
-    def _zero(self, x: Tensor) -> Tensor | float:
-        """The level that `padding=zeros` stands for: 0, or (1, C, 1, 1)."""
+    def _zero(self, x: Tensor) -> Tensor | None:
+        """The levels that `padding=zeros` stands for, (1, C, 1, 1); None where that is 0."""
         if self.space == "raw" or self.mean is None:
-            return 0.0
+            return None
         return torch.tensor(self.mean, device=x.device).mul(255).view(1, -1, 1, 1)
 
 

@@ -158,3 +158,8 @@ def test_each_defense_runs(command, tmp_path, quick_run, defense):
         if "c_acc" in stage:
             assert 0 <= stage["c_acc"] <= 1
             assert stage["asr"] + stage["r_acc"] <= 1
+
+
+def test_an_experiment_may_set_what_belongs_to_no_group():
+    assert composed("experiment=benchmark_cifar10_cpu", "data.root=x").reserved == 0.05
+    assert composed("experiment=benchmark_cifar10_cpu", "data.root=x", "reserved=7").reserved == 7

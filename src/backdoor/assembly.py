@@ -165,12 +165,16 @@ def steps_of(stages: Mapping[str, Any]) -> list[Step]:
     return steps
 
 
-def train_digest(poisoned: Poisoned, data: DataSet) -> str:
-    """Identifies the suspicious train set by the clean data's digest and what was changed of it."""
+def train_keys(poisoned: Poisoned, data: DataSet) -> dict[str, str]:
+    """Digests of the suspicious `train` set and of its `images` alone: the clean data's and what was changed of it."""
     train, plan = poisoned.train, poisoned.plan
     rows = torch.arange(len(train)) if plan is None else plan.rows
     base = "external" if plan is None else data.train.digest
-    return fingerprint([data.num_classes, split_digest(train, rows, base=base)])
+    kinds = {"train": True, "images": False}
+    return {
+        name: fingerprint([data.num_classes, split_digest(train, rows, base=base, labels=labels)])
+        for name, labels in kinds.items()
+    }
 
 
 def quieten() -> None:

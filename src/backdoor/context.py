@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from backdoor.callbacks import History, Resume, SeedEpochs
-from backdoor.data.loader import mix
+from backdoor.data.loader import Chooses, mix
 from backdoor.data.module import PoisonedDataModule
 from backdoor.errors import UserError, suggest
 from backdoor.report.console import StageProgress
@@ -136,7 +136,12 @@ class RunContext:
         """
         hardware = self.hardware
         data = PoisonedDataModule(
-            train, device=hardware.device, seed=self.seed, channels_last=hardware.channels_last, **loader
+            train,
+            device=hardware.device,
+            seed=self.seed,
+            channels_last=hardware.channels_last,
+            chooser=module if isinstance(module, Chooses) else None,
+            **loader,
         )
         history = History(name, self.monitor, self.on_epoch)
         resume = Resume(work / "resume.ckpt", every_s=self.checkpoint_s)

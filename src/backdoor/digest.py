@@ -21,13 +21,16 @@ def tensor_digest(*tensors: Tensor) -> str:
     return state.hexdigest()
 
 
-def split_digest(split: Split, rows: Tensor, *, base: str) -> str:
+def split_digest(split: Split, rows: Tensor, *, base: str, labels: bool = True) -> str:
     """Digest of a split that equals the data set `base` but for its labels, its index and the images of `rows`.
+
+    Without `labels`, two splits of the same images have the same digest.
 
     Hashing only what was changed keeps a large memory map unread.
     """
     state = hashlib.blake2b(base.encode(), digest_size=16)
-    state.update(tensor_digest(split.labels, split.index, rows).encode())
+    named = (split.labels, split.index, rows) if labels else (split.index, rows)
+    state.update(tensor_digest(*named).encode())
     for chunk in rows.split(CHUNK_ROWS):
         state.update(split.images[chunk].numpy().tobytes())
     return state.hexdigest()

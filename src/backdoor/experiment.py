@@ -10,7 +10,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from backdoor.assembly import Given, checked, train_digest
+from backdoor.assembly import Given, checked, train_keys
 from backdoor.attacks import Means, Poisoned
 from backdoor.checkpoint import load_weights
 from backdoor.context import RunContext
@@ -112,7 +112,7 @@ class Experiment(Preparation):
         self, poisoned: Poisoned, reserved: Split | None, crafted: Crafted, data: DataSet, context: RunContext
     ) -> tuple[State, dict[str, str]]:
         """The defender's first state and the digests of what is in it."""
-        model, keys = None, {"train": train_digest(poisoned, data)}
+        model, keys = None, train_keys(poisoned, data)
         if reserved is not None:
             keys["reserved"] = tensor_digest(reserved.index, reserved.labels)
         if poisoned.checkpoint is not None:

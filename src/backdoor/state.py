@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -69,6 +69,10 @@ class State:
     scores: Mapping[str, Tensor] = field(default_factory=dict)
     groups: Mapping[str, Tensor] = field(default_factory=dict)
     findings: Mapping[str, Any] = field(default_factory=dict)
+
+    def without_labels(self) -> State:
+        """The same, every label of the train set 0."""
+        return replace(self, train=replace(self.train, labels=torch.zeros_like(self.train.labels)))
 
     def has(self, need: str) -> bool:
         """Whether `reserved`, `model` or a score, group or finding of that name is there."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from itertools import islice
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -28,6 +29,21 @@ class Batch(NamedTuple):
     rows: Tensor
 
 
+@runtime_checkable
+class Chooses(Protocol):
+    """A module that chooses its batches itself, epoch by epoch.
+
+    Attributes:
+        steps: batches of an epoch.
+    """
+
+    steps: int
+
+    def batches(self, epoch: int) -> Iterator[Tensor]:
+        """int64 (B,): the rows of each batch; a row may come more than once and is then augmented each time."""
+        ...
+
+
 def to_float(images: Tensor, *, channels_last: bool = False) -> Tensor:
     """uint8 (B, C, H, W) -> float32 in [0, 1]."""
     layout = torch.channels_last if channels_last else torch.contiguous_format
@@ -46,6 +62,7 @@ class ResidentLoader:
         rows: int64 positions to use; all if None. Several are gone through one after the other in each epoch, and no
             batch holds rows of two of them.
         augment: batched augmentation on uint8 images, given a seeded CPU generator.
+        chooser: names the rows of each batch in place of `rows`, `batch_size` and `shuffle`.
     """
 
     def __init__(
@@ -63,7 +80,9 @@ class ResidentLoader:
         channels_last: bool = False,
         rank: int = 0,
         world: int = 1,
+        chooser: Chooses | None = None,
     ) -> None:
+        self.chooser = chooser
         self.split, self.batch_size, self.device = split, batch_size, device
         everything = torch.arange(len(split)) if rows is None else rows
         self.parts = [everything] if isinstance(everything, Tensor) else list(everything)
@@ -73,6 +92,8 @@ class ResidentLoader:
         self.drop_last = drop_last
 
     def __len__(self) -> int:
+        if self.chooser is not None:
+            return max(1, self.chooser.steps // self.world)
         return sum(self.batches(len(part)) for part in self.parts)
 
     def batches(self, count: int) -> int:
@@ -84,6 +105,9 @@ class ResidentLoader:
 
     def order(self) -> Iterator[Tensor]:
         """This rank's rows of this epoch, a batch at a time: int64 (B,)."""
+        if self.chooser is not None:
+            yield from islice(self.chooser.batches(self.epoch), self.rank, len(self) * self.world, self.world)
+            return
         generator = torch.Generator().manual_seed(mix(self.seed, self.epoch, 0))
         for part in self.parts:
             rows = part[torch.randperm(len(part), generator=generator)] if self.shuffle else part

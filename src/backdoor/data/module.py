@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from backdoor.data.augment import make_augment
-from backdoor.data.loader import ResidentLoader
+from backdoor.data.loader import Chooses, ResidentLoader
 from backdoor.state import Split
 
 DEVICE_SHARE = 0.5  # of the device's free memory that the images may take; above it they stay in host memory
@@ -27,6 +27,7 @@ class PoisonedDataModule(pl.LightningDataModule):
         rows: int64 positions that are trained on, see `ResidentLoader`; all if None.
         batch_size: of one rank.
         augment: name of a pipeline in `backdoor.data.augment`.
+        chooser: names the rows of each batch, see `ResidentLoader`.
     """
 
     def __init__(
@@ -41,13 +42,14 @@ class PoisonedDataModule(pl.LightningDataModule):
         drop_last: bool = False,
         seed: int = 0,
         channels_last: bool = False,
+        chooser: Chooses | None = None,
     ) -> None:
         super().__init__()
         self.split, self.rows = resident(split, device), rows
         self.batch_size, self.target_device = batch_size, device
         self.augment = None if augment == "none" else make_augment(augment)
         self.shuffle, self.drop_last = shuffle, drop_last
-        self.seed, self.channels_last = seed, channels_last
+        self.seed, self.channels_last, self.chooser = seed, channels_last, chooser
 
     def train_dataloader(self) -> ResidentLoader:
         """This rank's batches of the trainer's current epoch."""
@@ -65,6 +67,7 @@ class PoisonedDataModule(pl.LightningDataModule):
             channels_last=self.channels_last,
             rank=trainer.global_rank if trainer else 0,
             world=trainer.world_size if trainer else 1,
+            chooser=self.chooser,
         )
 
 

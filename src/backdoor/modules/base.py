@@ -1,4 +1,4 @@
-"""What every LightningModule of a stage has: a model, the defender's state, SGD and a schedule."""
+"""What every LightningModule of a stage has: a model, the defender's state, an optimiser and a schedule."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
-from torch.optim import SGD
+from torch.optim import SGD, Adam, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from backdoor.data.loader import Batch
 from backdoor.errors import UserError, suggest
 from backdoor.state import State
 
+OPTIMIZERS = ("sgd", "adam")
 SCHEDULES = ("constant", "cosine", "warm_cosine", "step", "one_cycle")
 
 
@@ -61,7 +62,8 @@ class StageModule(pl.LightningModule):
     Args:
         model: float [0, 1] images (B, C, H, W) -> logits (B, K).
         state: all that the defender knows.
-        lr, momentum, nesterov, weight_decay: SGD.
+        optimizer: `sgd`, or `adam` (Kingma and Ba 2015), which makes no use of `momentum` and `nesterov`.
+        lr, momentum, nesterov, weight_decay: the optimiser's.
         schedule, milestones, gamma, warmup: see `schedule_factor`.
     """
 
@@ -71,6 +73,7 @@ class StageModule(pl.LightningModule):
         model: nn.Module,
         state: State,
         lr: float,
+        optimizer: str = "sgd",
         momentum: float = 0.9,
         nesterov: bool = True,
         weight_decay: float = 0.0,
@@ -81,11 +84,13 @@ class StageModule(pl.LightningModule):
     ) -> None:
         super().__init__()
         check_schedule(schedule)
+        if optimizer not in OPTIMIZERS:
+            raise UserError(f"optimizer={optimizer}: {suggest(optimizer, OPTIMIZERS)}")
         for setting, value in (("lr", lr), ("momentum", momentum), ("weight_decay", weight_decay)):
             if not isinstance(value, int | float) or not 0 <= value < math.inf:
                 raise UserError(f"{setting}={value}: expected a number of at least 0")
         self.model, self.state = model, state
-        self.lr, self.weight_decay = lr, weight_decay
+        self.lr, self.weight_decay, self.optimizer = lr, weight_decay, optimizer
         self.momentum, self.nesterov = momentum, nesterov and momentum > 0
         self.schedule = schedule
         self.shape = {"milestones": milestones, "gamma": gamma, "warmup": warmup}
@@ -99,14 +104,14 @@ class StageModule(pl.LightningModule):
         return self.model.parameters()
 
     def configure_optimizers(self) -> Any:
-        """SGD, its rate moved after every step."""
-        optimizer = SGD(
-            [parameter for parameter in self.trained() if parameter.requires_grad],
-            lr=self.lr,
-            momentum=self.momentum,
-            nesterov=self.nesterov,
-            weight_decay=self.weight_decay,
-        )
+        """The optimiser, its rate moved after every step."""
+        moved = [parameter for parameter in self.trained() if parameter.requires_grad]
+        lr, decay = self.lr, self.weight_decay
+        optimizer: Optimizer
+        if self.optimizer == "adam":
+            optimizer = Adam(moved, lr=lr, weight_decay=decay)
+        else:
+            optimizer = SGD(moved, lr=lr, weight_decay=decay, momentum=self.momentum, nesterov=self.nesterov)
         steps = int(self.trainer.estimated_stepping_batches)
         factor = schedule_factor(self.schedule, steps=steps, **self.shape)  # type: ignore[arg-type]
         return {

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from backdoor.errors import UserError
 
+BLUR_SIDE, BLUR_SIGMA = 9, (0.1, 2.0)  # pixels; a kernel of 9 reaches two of the largest sigma
+
 
 class Views(nn.Module):
     """Random resized crop, horizontal flip, colour jitter, greyscale; the draws come from torch's global generator.
@@ -22,17 +24,20 @@ class Views(nn.Module):
         jitter: strength of brightness, contrast and saturation; a quarter of it for hue; applied with
             probability 0.8. Grey images get brightness and contrast alone.
         grey: probability of greyscale, for images of three channels.
+        blur: probability of a Gaussian blur with a sigma of 0.1 to 2 pixels.
 
     Raises:
         UserError: a number out of range.
     """
 
-    def __init__(self, *, scale: float = 0.2, flip: float = 0.5, jitter: float = 0.4, grey: float = 0.2) -> None:
+    def __init__(
+        self, *, scale: float = 0.2, flip: float = 0.5, jitter: float = 0.4, grey: float = 0.2, blur: float = 0.0
+    ) -> None:
         super().__init__()
-        for setting, value in (("scale", scale), ("flip", flip), ("jitter", jitter), ("grey", grey)):
+        self.options = {"scale": scale, "flip": flip, "jitter": jitter, "grey": grey, "blur": blur}
+        for setting, value in self.options.items():
             if not isinstance(value, int | float) or not 0 <= value <= 1:
                 raise UserError(f"views.{setting}={value}: expected a number from 0 to 1")
-        self.options = {"scale": scale, "flip": flip, "jitter": jitter, "grey": grey}
         self.pipeline: nn.Module | None = None
 
     def make(self, channels: int, height: int, width: int) -> nn.Module:
@@ -51,6 +56,9 @@ class Views(nn.Module):
             parts.append(augmentation.ColorJitter(strength, strength, p=0.8, **colour))
         if chosen["grey"] and channels == 3:
             parts.append(augmentation.RandomGrayscale(p=chosen["grey"]))
+        if chosen["blur"]:
+            side = min(BLUR_SIDE, min(height, width) // 2 * 2 - 1)  # odd, and no wider than the image
+            parts.append(augmentation.RandomGaussianBlur((side, side), BLUR_SIGMA, p=chosen["blur"]))
         # A kornia pipeline, though its parts are typed as modules here.
         return augmentation.AugmentationSequential(*parts, data_keys=["input"]) if parts else nn.Identity()  # type: ignore[arg-type]
 

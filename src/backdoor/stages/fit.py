@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from backdoor.context import RunContext
 from backdoor.data.augment import PIPELINES
 from backdoor.errors import UserError, suggest
+from backdoor.models.base import ImageClassifier
 from backdoor.stages.base import Outcome
 from backdoor.state import Split, State
 
@@ -43,7 +44,7 @@ def try_module(module: Callable[..., pl.LightningModule]) -> None:
     split = Split.of(torch.zeros(2, 1, 1, 1, dtype=torch.uint8), labels)
     toy = State(split, 2, reserved=split, groups={"suspect": labels.bool()})
     try:
-        module(model=nn.Identity(), state=toy)
+        module(model=ImageClassifier(nn.Flatten(), 1, num_classes=2, mean=[0.0], std=[1.0]), state=toy)
     except TypeError as error:
         raise UserError(f"module: {error}") from None
     except (AttributeError, KeyError):  # it reads more of a model or a state than the toy has
@@ -63,6 +64,8 @@ class Fit:
         steps: if given, stop after so many optimiser steps.
         batch_size, augment, drop_last: the loader's.
         callbacks: name -> partial of a callback; a `Contributor` hands its findings on to the state.
+        labels: False hides the labels of the train set from the module; the outcome is then shared by all runs whose
+            images are the same, whatever their labels.
         requires: what the module reads of the state besides.
         weights: a finding with the weights that the model starts from, for instance what an earlier fit left by `into`.
         into: `model` makes the trained model the state's; another name keeps that as it is and hands the trained
@@ -83,6 +86,7 @@ class Fit:
         augment: str = "none",
         drop_last: bool = False,
         callbacks: Mapping[str, Callable[[], pl.Callback]] | None = None,
+        labels: bool = True,
         requires: Sequence[str] = (),
         weights: str | None = None,
         into: str = "model",
@@ -113,7 +117,7 @@ class Fit:
         needs = {"current": {"model"}}.get(model, set()) | {name for name in (weights, when) if name is not None}
         for one in mixed:
             needs |= {"kept": {"suspect"}, "all": set()}.get(one, {one})
-        self.when = when
+        self.when, self.reads = when, "train" if labels else "images"
         self.requires = frozenset(needs | set(requires))
         found = [name for part in self.callbacks if isinstance(part, Contributor) for name in part.provides]
         self.into = into
@@ -124,6 +128,7 @@ class Fit:
         """Train and return the state with the trained model and the callbacks' findings."""
         if self.when is not None and not state.findings[self.when]:
             return Outcome(state)
+        given, state = state, state if self.reads == "train" else state.without_labels()
         model = context.make_model() if self.model == "fresh" else copy.deepcopy(state.model)
         assert model is not None  # the pipeline checked `requires`
         if self.weights is not None:
@@ -142,9 +147,9 @@ class Fit:
             **self.loader,
         )
         if self.into == "model":
-            result = replace(state, model=model)
+            result = replace(given, model=model)
         else:
-            result = replace(state, findings={**state.findings, self.into: dict(model.state_dict())})
+            result = replace(given, findings={**state.findings, self.into: dict(model.state_dict())})
         for callback in self.callbacks:
             if isinstance(callback, Contributor):
                 result = callback.contribute(result)

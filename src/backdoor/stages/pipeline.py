@@ -72,10 +72,11 @@ class Pipeline:
     A stage's key is its config, the run's seed, model and hardware, and the keys of just those inputs that it
     requires. So a chain that does not look at the victim is shared by runs whose victims differ, and two defenses
     that begin alike share their beginning. A stage that makes no use of one of those, say the model, names it in its
-    attribute `ignores` (a frozenset of names in `common`) and is then shared by runs that differ in it.
+    attribute `ignores` (a frozenset of names in `common`) and is then shared by runs that differ in it; one whose
+    attribute `reads` is `images` does not look at labels.
 
     Args:
-        keys: name of an input (`train`, `model`, ...) -> digest.
+        keys: name of an input (`train`, its `images` alone, `model`, ...) -> digest.
         common: JSON-able, part of every key.
     """
 
@@ -85,7 +86,8 @@ class Pipeline:
 
     def key(self, step: Step) -> str:
         """The artifact key of a stage, given what ran before."""
-        inputs = {name: self.keys[name] for name in sorted({"train", *step.stage.requires})}
+        reads: str = getattr(step.stage, "reads", "train")
+        inputs = {name: self.keys[name] for name in sorted({reads, *step.stage.requires})}
         ignored: frozenset[str] = getattr(step.stage, "ignores", frozenset())
         common = {name: self.common[name] for name in self.common if name not in ignored} if ignored else self.common
         return fingerprint({"stage": step.config, "inputs": inputs, "common": common})

@@ -40,6 +40,11 @@ class Perturbed(Trigger):
         ready.patch = self.patch.equip(findings)
         return ready
 
+    def findings_in(self, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+        inner = {name.removeprefix("patch."): value for name, value in tensors.items()}
+        own = {"images": tensors["images"], "index": tensors["index"]}
+        return {**self.patch.findings_in(inner), self.finding: own}
+
     def check_shape(self, shape: Shape) -> None:
         self.patch.check(shape)
 

@@ -103,7 +103,7 @@ class Experiment(Preparation):
         poisoned = self.attack.prepare(data, train, test, means)
         self.record.crafted(crafted.steps, poisoned.tensors)
         if poisoned.plan is not None:
-            poisoned.plan.save(self.record.folder / "plan.npz")
+            poisoned.plan.save(self.record.folder / "plan.npz", (data.train.digest, data.test.digest))
             rows = int(poisoned.truth.poisoned.sum()) if poisoned.truth.poisoned is not None else 0
             self.say(f"{data.name}: {len(poisoned.train):,} train images, {rows:,} poisoned by {self.attack.name}")
         return poisoned, reserved, crafted

@@ -93,6 +93,17 @@ class FinishedRun(PoisonOnly):
             )
 
     def prepare(self, data: DataSet, train: Split, test: Split, means: Means) -> Poisoned:
-        """As the run did, with its victim."""
+        """As the run did, with its victim.
+
+        Raises:
+            UserError: other images than that run's, bit for bit.
+        """
+        self.plan(train.labels, data.num_classes, means.seed)  # a damaged file is refused here
+        theirs = PoisonPlan.digests(self.folder / "plan.npz")
+        if theirs and theirs != (data.train.digest, data.test.digest):
+            raise UserError(
+                f"{self.source}: the images of data={data.name} are others than those of that run; set data.root "
+                "(data.train, data.test) to the images that it had"
+            )
         poisoned = super().prepare(data, train, test, means)
         return replace(poisoned, checkpoint=self.folder / "weights" / "victim.safetensors", setting=SETTING)

@@ -81,11 +81,7 @@ class Trigger(nn.Module):
         Raises:
             KeyError: the tensors lack one.
         """
-        found: dict[str, Any] = {}
-        for name in self.needs:
-            inner = {key.partition(".")[2]: value for key, value in tensors.items() if key.startswith(f"{name}.")}
-            found[name] = inner or tensors[name]
-        return found
+        return {name: below(tensors, name) or tensors[name] for name in self.needs}
 
     def ready_on(self, device: torch.device | None) -> Trigger:
         """Where it will run: networks on `device`, arithmetic where the images are."""
@@ -212,6 +208,11 @@ class Trigger(nn.Module):
         for name, value in settings.items():
             setattr(other, name, value)
         return other
+
+
+def below(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    """The part of a state_dict that belongs to the member `name`."""
+    return {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
 
 
 @contextmanager

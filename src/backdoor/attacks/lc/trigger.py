@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from backdoor.errors import UserError
-from backdoor.triggers.base import Shape, Trigger, shape_of
+from backdoor.triggers.base import Shape, Trigger, below, shape_of
 
 
 class Perturbed(Trigger):
@@ -41,9 +41,8 @@ class Perturbed(Trigger):
         return ready
 
     def findings_in(self, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-        inner = {name.removeprefix("patch."): value for name, value in tensors.items()}
         own = {"images": tensors["images"], "index": tensors["index"]}
-        return {**self.patch.findings_in(inner), self.finding: own}
+        return {**self.patch.findings_in(below(tensors, "patch")), self.finding: own}
 
     def check_shape(self, shape: Shape) -> None:
         self.patch.check(shape)

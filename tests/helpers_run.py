@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import io
+import os
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+
+from backdoor.cli import run_command
 from conftest import environment, read_json
 
 
@@ -30,3 +37,20 @@ def finish(process: subprocess.Popen[str]) -> str:
 
 def stage(folder: Path, name: str) -> dict[str, Any]:
     return next(entry for entry in read_json(folder)["stages"] if entry["name"] == name)
+
+
+def in_process(cache: Path, *words: str) -> tuple[int, str]:
+    """The command line without a process of its own, for fixtures of any scope: (exit status, what it said)."""
+    said = io.StringIO()
+    GlobalHydra.instance().clear()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(said), redirect_stderr(said):
+        for name, value in {"BACKDOOR_CACHE": str(cache), "CI": "true"}.items():
+            patch.setenv(name, value)
+        patch.delenv("HYDRA_FULL_ERROR", raising=False)
+        patch.setattr(sys, "argv", ["backdoor", *words])
+        try:
+            status = run_command()
+        finally:
+            GlobalHydra.instance().clear()
+            os.environ.pop("HYDRA_FULL_ERROR", None)
+    return status, said.getvalue()

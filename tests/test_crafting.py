@@ -14,6 +14,7 @@ from backdoor.data import Digits
 from backdoor.errors import UserError
 from backdoor.stages import Outcome, Step
 from backdoor.store import Store
+from backdoor.triggers.additive import Additive
 from backdoor.triggers.base import Trigger
 from backdoor.triggers.compose import Sequence
 from test_context import small_context
@@ -91,7 +92,10 @@ def test_findings_reach_the_trigger_and_come_from_the_store_the_second_time(tmp_
     rows = poisoned.plan.rows
     expected = (clean[rows].float() + clean.float().mean(0) / 2 + 0.5).clamp(max=255).to(torch.uint8)
     assert torch.equal(poisoned.train.images[rows], expected)
-    assert torch.equal(poisoned.trigger.state_dict()["triggers.0.pattern"], clean.float().mean(0))
+    assert torch.equal(poisoned.tensors["triggers.0.pattern"], clean.float().mean(0))
+    # What a run keeps of an equipped trigger is enough to equip a new one, also inside of another.
+    found = Sequence([Additive()]).findings_in({"triggers.0.pattern": torch.ones(3, 2, 2)})
+    assert torch.equal(found["pattern"], torch.ones(3, 2, 2))
 
 
 def test_an_attack_without_the_stage_that_its_trigger_needs_says_so(tmp_path, digits):

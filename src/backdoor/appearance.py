@@ -86,9 +86,7 @@ class Preview(Preparation):
     def needed(self) -> list[Step]:
         """The attack's stages, without a victim whose training makes no trigger (WaNet's warp is fixed before it)."""
         attack = self.planted
-        triggers = [attack.trigger, *(group.trigger for group in attack.groups.values())]
-        wanted = {name for trigger in triggers if trigger is not None for name in trigger.needs}
-        return [step for step in self.crafting if step.name != "victim" or step.stage.provides & wanted]
+        return [step for step in self.crafting if step.name != "victim" or step.stage.provides & attack.needs()]
 
     def at_test(self, test: Split, num_classes: int) -> Iterator[Look]:
         """The test-time trigger on test images that the attack changes."""

@@ -6,6 +6,7 @@ import os
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from backdoor.cli_check import Command, Job, check_config, check_job, read_comma
 from backdoor.cli_errors import explain
 from backdoor.confdir import conf_dir
 from backdoor.errors import UserError
+from backdoor.finished import adopt, run_words
 from backdoor.list import groups
 
 USER_ERROR = 2
@@ -49,6 +51,8 @@ def run_command(program: str = "backdoor.experiment", config: str = "config") ->
     checked: Command | None = None  # whose words an error is about
     try:
         command = read_command(sys.argv[1:], config)
+        added = run_words(command.overrides)
+        command = replace(command, overrides=(*command.overrides, *added), argv=(*command.argv, *added))
         jobs: list[tuple[Command, Job]] = []
         for checked in sweep_jobs(command) if command.sweep else ():
             jobs.append((checked, check_job(checked)))
@@ -128,6 +132,7 @@ def job_of(program: str) -> Callable[[DictConfig], None]:
 
     def run_job(cfg: DictConfig) -> None:
         try:
+            cfg = adopt(cfg, HydraConfig.get().overrides.task)
             check_config(cfg)
             import_module(program).run(cfg)
         except Exception as error:

@@ -20,6 +20,7 @@ from omegaconf.errors import InterpolationResolutionError
 
 from backdoor.confdir import conf_dir
 from backdoor.errors import UserError
+from backdoor.finished import adopt
 
 # Composing takes about 0.1 s a job; past this many, the sweep's own check of each batch has to do.
 MAX_CHECKED_JOBS = 256
@@ -160,12 +161,13 @@ def check_job(job: Command) -> Job:
     """Compose one job's config and check it, so that the tenth job cannot fail after nine have trained.
 
     Raises:
-        UserError: as `check_config`; and what Hydra raises for a config that cannot be composed.
+        UserError: as `adopt` and `check_config`; and what Hydra raises for a config that cannot be composed.
     """
     cfg = job.compose(job.overrides)
     launcher = OmegaConf.select(cfg, "hydra.launcher._target_")
     with open_dict(cfg):
         del cfg["hydra"]  # has required values that only a running job fills
+    cfg = adopt(cfg, job.overrides)
     check_config(cfg)
     return Job(cfg, here=str(launcher).endswith(".BasicLauncher"))
 

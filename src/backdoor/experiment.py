@@ -101,9 +101,9 @@ class Experiment(Preparation):
         crafted = craft(self.crafting, train, data, self.store, context, self.common(data))
         means = Means(self.cfg.seed, self.store.root, crafted.findings, self.hardware.device)
         poisoned = self.attack.prepare(data, train, test, means)
-        self.record.crafted(crafted.steps, poisoned.trigger)
+        self.record.crafted(crafted.steps, poisoned.tensors)
         if poisoned.plan is not None:
-            poisoned.plan.save(self.record.folder / "plan.npz")
+            poisoned.plan.save(self.record.folder / "plan.npz", (data.train.digest, data.test.digest))
             rows = int(poisoned.truth.poisoned.sum()) if poisoned.truth.poisoned is not None else 0
             self.say(f"{data.name}: {len(poisoned.train):,} train images, {rows:,} poisoned by {self.attack.name}")
         return poisoned, reserved, crafted
@@ -117,7 +117,7 @@ class Experiment(Preparation):
             keys["reserved"] = tensor_digest(reserved.index, reserved.labels)
         if poisoned.checkpoint is not None:
             model = context.make_model()
-            load_weights(model, poisoned.checkpoint, setting="attack.model")
+            load_weights(model, poisoned.checkpoint, setting=poisoned.setting)
             model = context.place(model)
             keys["model"] = file_digest(poisoned.checkpoint)
         if crafted.victim is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,6 @@ from backdoor.report.figures import loss_histogram, trigger_gallery
 from backdoor.stages import Finished
 from backdoor.state import Split, State
 from backdoor.store import Store, write_json
-from backdoor.triggers.base import Trigger
 
 SCHEMA = 1
 GALLERY = 8
@@ -64,16 +63,15 @@ class Record:
         if "suspect" in finished.step.stage.provides:
             save_isolated(finished.state, self.folder / f"{name}.npz")
 
-    def crafted(self, steps: Sequence[Finished], trigger: Trigger | None) -> None:
-        """Keep what the attacker made: how long it took, what it found, and the trigger's tensors."""
+    def crafted(self, steps: Sequence[Finished], tensors: Mapping[str, torch.Tensor]) -> None:
+        """Keep what the attacker made: how long it took, what it found, and the triggers' tensors."""
         for finished in steps:
             name = finished.step.name
             self.crafting.append({"name": name, "seconds": finished.seconds, "findings": finished.numbers()})
             if name != "victim":  # whose curves come with its row of the table
                 self.history += finished.history
-        tensors = trigger.state_dict() if trigger is not None else {}
         if tensors:
-            found = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+            found = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
             save_tensors(found, self.folder / "trigger.safetensors")
 
     def draw(self, poisoned: Poisoned, clean_test: Split, data: DataSet) -> None:

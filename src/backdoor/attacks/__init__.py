@@ -2,6 +2,7 @@
 
 from backdoor.attacks.base import Attack, Means, Poisoned
 from backdoor.attacks.external import External
+from backdoor.attacks.finished_run import FinishedRun
 from backdoor.attacks.label_maps import AllToAll, AllToOne, CleanLabel, LabelMap, SourceSpecific, TrueLabel
 from backdoor.attacks.plan import PoisonGroup, PoisonPlan
 from backdoor.attacks.poison_only import PoisonOnly
@@ -12,6 +13,7 @@ __all__ = [
     "Attack",
     "CleanLabel",
     "External",
+    "FinishedRun",
     "LabelMap",
     "Means",
     "PoisonGroup",

@@ -14,7 +14,7 @@ from backdoor.attacks.plan import PoisonPlan
 from backdoor.data.sources import DataSet
 from backdoor.stages.base import Stage
 from backdoor.state import Split, Truth
-from backdoor.triggers.base import Shape, Trigger
+from backdoor.triggers.base import Shape
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,8 @@ class Poisoned:
         plan: rows, roles and new labels; None if the poison is somebody else's.
         checkpoint: a victim to load instead of training one.
         suspect: bool (N,), rows that an earlier isolation flagged.
-        trigger: the trigger as it was used, with what the attack's stages made for it.
+        tensors: what the triggers paint with, by the names of their state_dicts; the run keeps it.
+        setting: where the checkpoint comes from, for messages.
     """
 
     train: Split
@@ -52,7 +53,8 @@ class Poisoned:
     plan: PoisonPlan | None = None
     checkpoint: Path | None = None
     suspect: Tensor | None = None
-    trigger: Trigger | None = None
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    setting: str = "attack.model"
 
 
 class Attack(Protocol):

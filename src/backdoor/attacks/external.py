@@ -30,6 +30,7 @@ class External:
         model: a checkpoint (safetensors, or plain tensors saved by torch) to defend instead of training one.
         isolated: npz (`index`, optionally `score`, `images`, `labels`) of an earlier isolation. With images it
             is the train set by itself, so that unlearning needs no other data (ABL's "quick unlearning").
+        run: folder of a finished run; the command line replaces this attack by `FinishedRun` then.
         trigger, label_map, target: known trigger and goal, to measure ASR on the data set's test images.
     """
 
@@ -42,10 +43,13 @@ class External:
         poisoned_rows: str | None = None,
         model: str | None = None,
         isolated: str | None = None,
+        run: str | None = None,
         trigger: Trigger | None = None,
         label_map: LabelMap | None = None,
         target: int | None = None,
     ) -> None:
+        if run is not None:
+            raise UserError(f"attack.run={run}: is resolved by the command line; use backdoor.attacks.FinishedRun here")
         self.name, self.target, self.ratio = name, target, None
         self.paths = {
             "train": train,

@@ -147,8 +147,8 @@ class PoisonPlan:
         mask[self.rows[~left_out[self.role]]] = True
         return mask
 
-    def save(self, path: Path) -> None:
-        """Write an npz (no pickle): rows, labels, role, roles, total."""
+    def save(self, path: Path, digests: Sequence[str] = ()) -> None:
+        """Write an npz (no pickle): rows, labels, role, roles, total, and the digests of the clean images."""
         save_npz(
             path,
             rows=self.rows.numpy(),
@@ -156,7 +156,14 @@ class PoisonPlan:
             role=self.role.numpy(),
             roles=np.array(self.roles, dtype=np.str_),
             total=np.array(self.total),
+            digests=np.array(digests, dtype=np.str_),
         )
+
+    @staticmethod
+    def digests(path: Path) -> tuple[str, ...]:
+        """What `save` was given; empty for a file from before it was."""
+        with np.load(path, allow_pickle=False) as file:
+            return tuple(str(one) for one in file["digests"]) if "digests" in file.files else ()
 
     @staticmethod
     def load(path: Path) -> PoisonPlan:

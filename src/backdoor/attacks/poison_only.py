@@ -107,9 +107,22 @@ class PoisonOnly:
                 self.label_map.check(num_classes)
             if labels is not None:
                 self.plan(labels, num_classes, seed=0)
-        for trigger in [*(group.trigger for group in self.groups.values()), self.trigger]:
-            if trigger is not None and shape is not None:
+        for trigger in self.triggers():
+            if shape is not None:
                 trigger.check(shape)
+
+    def triggers(self) -> list[Trigger]:
+        """Those of the groups, and the one of test time."""
+        all_of_them = [*(group.trigger for group in self.groups.values()), self.trigger]
+        return [trigger for trigger in all_of_them if trigger is not None]
+
+    def needs(self) -> set[str]:
+        """The findings without which a trigger cannot paint yet."""
+        return {name for trigger in self.triggers() for name in trigger.needs}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The state_dicts of all triggers; where two have a name in common, the one of test time has it."""
+        return {name: value for trigger in self.triggers() for name, value in trigger.state_dict().items()}
 
     def equip(self, findings: Mapping[str, Any], device: torch.device | None) -> None:
         """Hand the triggers what the stages found."""
@@ -134,7 +147,7 @@ class PoisonOnly:
             clean_labels=train.labels,
             target=self.label_map.target if self.label_map else None,
         )
-        return Poisoned(self.poison(train, plan), truth, plan, trigger=self.trigger)
+        return Poisoned(self.poison(train, plan), truth, plan, tensors=self.tensors())
 
 
 def stamp(images: Tensor, rows: Tensor, trigger: Trigger, index: Tensor | None = None) -> None:

@@ -51,6 +51,16 @@ def try_module(module: Callable[..., pl.LightningModule]) -> None:
         return
 
 
+def check_trained(model: nn.Module, name: str) -> None:
+    """Raises UserError if a weight is no number: the loss shows it one step later, and the last step has none."""
+    for weight, value in model.state_dict().items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise UserError(
+                f"stage {name}: {weight} became NaN or Inf: the training has diverged; lower its lr, or set "
+                "trainer.precision=fp32"
+            )
+
+
 class Fit:
     """Train a model on some of the rows.
 
@@ -146,6 +156,7 @@ class Fit:
             callbacks=self.callbacks,
             **self.loader,
         )
+        check_trained(model, name)
         if self.into == "model":
             result = replace(given, model=model)
         else:

@@ -73,6 +73,16 @@ class Trigger(nn.Module):
         """A copy that can paint; `findings` has all that it `needs`. The copy needs nothing any more."""
         raise NotImplementedError
 
+    def findings_in(self, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+        """What `equip` was given, out of the state_dict of the trigger that it returned.
+
+        A finding is the tensor of its name, or a mapping of the tensors whose names begin with it and a dot.
+
+        Raises:
+            KeyError: the tensors lack one.
+        """
+        return {name: below(tensors, name) or tensors[name] for name in self.needs}
+
     def ready_on(self, device: torch.device | None) -> Trigger:
         """Where it will run: networks on `device`, arithmetic where the images are."""
         return self.to(device) if self.network and device is not None else self
@@ -198,6 +208,11 @@ class Trigger(nn.Module):
         for name, value in settings.items():
             setattr(other, name, value)
         return other
+
+
+def below(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    """The part of a state_dict that belongs to the member `name`."""
+    return {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
 
 
 @contextmanager

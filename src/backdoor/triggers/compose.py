@@ -8,7 +8,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from backdoor.errors import UserError
-from backdoor.triggers.base import Shape, Trigger
+from backdoor.triggers.base import Shape, Trigger, below
 
 
 class Sequence(Trigger):
@@ -42,6 +42,12 @@ class Sequence(Trigger):
 
     def equipped(self, findings: Mapping[str, Any]) -> Trigger:
         return self._of([trigger.equip(findings) for trigger in self.members()])
+
+    def findings_in(self, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for place, trigger in enumerate(self.members()):
+            found |= trigger.findings_in(below(tensors, f"triggers.{place}"))
+        return found
 
     def check_shape(self, shape: Shape) -> None:
         for trigger in self.members():

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from backdoor.errors import UserError
-from backdoor.triggers.base import Shape, Trigger, shape_of
+from backdoor.triggers.base import Shape, Trigger, below, shape_of
 
 
 class Perturbed(Trigger):
@@ -39,6 +39,10 @@ class Perturbed(Trigger):
         ready = self._changed(needs=(), images=found["images"].cpu(), index=found["index"].cpu())
         ready.patch = self.patch.equip(findings)
         return ready
+
+    def findings_in(self, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+        own = {"images": tensors["images"], "index": tensors["index"]}
+        return {**self.patch.findings_in(below(tensors, "patch")), self.finding: own}
 
     def check_shape(self, shape: Shape) -> None:
         self.patch.check(shape)

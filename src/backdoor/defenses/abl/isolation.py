@@ -66,6 +66,11 @@ class LossGapIsolation(pl.Callback):
         losses = COMBINE[self.combine](torch.stack(self.passes))
         if not torch.isfinite(losses).all():
             raise UserError("stage isolate: losses are no numbers; lower its lr, or set trainer.precision=fp32")
+        if len(losses) > 1 and bool(losses.eq(losses[0]).all()):
+            raise UserError(
+                "stage isolate: all losses are equal, so no row was learnt before another; train it longer, or with "
+                "a lower lr"
+            )
         return replace(
             state,
             scores={**state.scores, "loss_gap": -losses},

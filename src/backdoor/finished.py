@@ -1,0 +1,223 @@
+"""`attack=external attack.run=FOLDER`: a finished run's data, attack and victim in the place of a config's own."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from collections.abc import Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from backdoor.confdir import conf_dir
+from backdoor.errors import UserError
+
+SETTING = "attack.run"
+ADOPTED = ("data", "model", "seed", "reserved")
+# What belongs to the finished run: a word of the command line may repeat it, not change it ...
+FIXED = (*ADOPTED, "attack", "victim")
+# ... but for these: the choice of this very mechanism, and where the same images lie on this machine.
+OPEN = ("attack", SETTING, "data.root", "data.train", "data.test", "data.download")
+# Choices whose value lies elsewhere in a config, or that are told apart by their name.
+PLACES = {"label_map": "attack.label_map", "data": "data.name"}
+GROUPS = ("attack", "trigger", "label_map", "data", "model", "experiment")
+PLANTS, FINISHED = "backdoor.attacks.PoisonOnly", "backdoor.attacks.FinishedRun"
+WORD = re.compile(r"\w+")
+
+
+def run_words(words: Sequence[str]) -> list[str]:
+    """The finished run's `data=` choice, unless the words name one: a defense's recipes and folders go by it.
+
+    Raises:
+        UserError: a folder that holds no finished run with an attack and a victim; runs on several data sets.
+    """
+    if not any(SETTING in word for word in words):
+        return []
+    overrides = parsed(words)
+    folders = [value for word in overrides if word.key_or_group == SETTING for value in values_of(word)]
+    if not folders or any(word.key_or_group == "data" for word in overrides):
+        return []
+    names = sorted({str(read_run(folder)["data"]["name"]) for folder in folders})
+    if len(names) > 1:
+        raise UserError(f"{SETTING}: these runs are on different data ({', '.join(names)}); sweep over each data alone")
+    return [f"data={names[0]}"]
+
+
+def values_of(word: Override) -> list[str]:
+    """The values that are not null: one, or several of a sweep."""
+    value: Any = word.value()
+    several = getattr(value, "list", [value]) if word.is_sweep_override() else [value]
+    return [str(getattr(one, "text", one)) for one in several if one is not None]
+
+
+def adopt(cfg: DictConfig, words: Sequence[str]) -> DictConfig:
+    """A job's config in which `attack.run`, if it is set, has taken its place; else the config itself.
+
+    The finished run gives data, model, seed, reserved rows and the attack, which becomes a `FinishedRun`; no victim
+    is trained. The rest (defense, trainer, logger, store) is the job's own.
+
+    Args:
+        words: the job's overrides, to tell what the user asked for.
+
+    Raises:
+        UserError: a folder as for `run_words`; a word that contradicts the run; a defense that needs trusted rows where
+            the run has none; a `_target_` in the folder's config that this package's own configs do not name.
+    """
+    folder = OmegaConf.select(cfg, SETTING)
+    if folder is None:
+        return cfg
+    run = read_run(str(folder))
+    check_words(cfg, words, run, str(folder))
+    if not run["reserved"] and OmegaConf.select(cfg, "defense.reserved"):
+        raise UserError(
+            f"{SETTING}={folder}: that run set no rows aside (reserved=0), so its victim has seen every row and "
+            f"defense={cfg.defense.name} has none to trust; make the run again with reserved={cfg.defense.reserved}"
+        )
+    result = copy.deepcopy(cfg)
+    with open_dict(result):
+        for name in ADOPTED:
+            result[name] = run[name]
+        for place in {place_of(word) for word in parsed(words)} & {key for key in OPEN if key.startswith("data.")}:
+            OmegaConf.update(result, place, OmegaConf.select(cfg, place))
+        # What the attacker trained is in the folder.
+        result.attack = {**run["attack"], "_target_": FINISHED, "run": str(folder), "stages": {}}
+        result.victim = {"enabled": False}
+    return result
+
+
+def parsed(words: Sequence[str]) -> list[Override]:
+    """Overrides as Hydra reads them."""
+    return list(OverridesParser.create().parse_overrides(list(words)))
+
+
+def place_of(word: Override) -> str:
+    """Where in the config a word's value lies."""
+    return str(word.package or PLACES.get(word.key_or_group, word.key_or_group))
+
+
+def check_words(cfg: DictConfig, words: Sequence[str], run: dict[str, Any], folder: str) -> None:
+    """Raises UserError for a word that asks for another thing than the finished run has."""
+    theirs = OmegaConf.create({name: run[name] for name in (*FIXED, "reserved") if name in run})
+    for word in parsed(words):
+        place = place_of(word)
+        if place in OPEN or place.partition(".")[0] not in FIXED:
+            continue
+        asked, has = (plain(OmegaConf.select(node, place)) for node in (cfg, theirs))
+        if asked != has:
+            asked, has = differing(asked, has), differing(has, asked)
+            raise UserError(
+                f"{word.input_line}: asks for {asked}, but the run in {SETTING}={folder} has {has}, which is fixed: "
+                "data, trusted rows, attack and victim are that run's; leave it out, or make another run"
+            )
+
+
+def plain(value: Any) -> Any:
+    """A node of a config as plain values."""
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+
+
+def differing(one: Any, other: Any) -> Any:
+    """What of a mapping differs from another; anything else as it is."""
+    if not isinstance(one, dict) or not isinstance(other, dict):
+        return one
+    return {key: value for key, value in one.items() if key not in other or other[key] != value} or "less"
+
+
+def read_run(name: str) -> dict[str, Any]:
+    """The config of a finished run with an attack and a victim; the folder is not trusted.
+
+    Raises:
+        UserError: anything else.
+    """
+    folder, source = Path(name).expanduser(), f"{SETTING}={name}"
+    if not folder.is_dir():
+        raise UserError(f"{source}: no such folder; expected the folder of a finished run")
+    status = read_text(folder, source, "status.json", json.loads)
+    if status.get("state") != "done":
+        raise UserError(
+            f"{source}: that run is not finished (state: {status.get('state')}); let it end, or give its command again"
+        )
+    run = read_text(folder, source, "config.yaml", yaml.safe_load)
+    for part in ("attack", "data", "model"):
+        if not isinstance(run.get(part), dict):
+            raise UserError(f"{source}: config.yaml has no {part}; expected the config of a finished run")
+    for part in ("seed", "reserved"):
+        if part not in run:
+            raise UserError(f"{source}: config.yaml has no {part}; expected the config of a finished run")
+    if not WORD.fullmatch(str(run["data"].get("name"))):
+        raise UserError(f"{source}: config.yaml has data.name={run['data'].get('name')}; expected the name of a choice")
+    for part in ADOPTED:
+        check_safe(run[part], source, part)
+    check_attack(run["attack"], folder, source)
+    return dict(run)
+
+
+def check_attack(attack: dict[str, Any], folder: Path, source: str) -> None:
+    """Raises UserError for a run that planted nothing, or whose victim is not in its folder."""
+    first = attack.get("run")
+    if first is not None:
+        raise UserError(f"{source}: that run itself took its victim from {SETTING}={first}; name that one")
+    check_safe({key: value for key, value in attack.items() if key != "stages"}, source, "attack")
+    if attack.get("_target_") != PLANTS or not attack.get("groups"):
+        raise UserError(
+            f"{source}: that run planted nothing (attack={attack.get('name')}); expected a run with an attack of its "
+            "own, else give attack.train= and attack.model="
+        )
+    for file in ("plan.npz", "weights/victim.safetensors"):
+        if not (folder / file).is_file():
+            raise UserError(f"{source}: holds no {file}; expected a run that planted a backdoor and has its victim")
+
+
+def read_text(folder: Path, source: str, file: str, parse: Any) -> dict[str, Any]:
+    """A JSON or YAML mapping of the folder."""
+    try:
+        value = parse((folder / file).read_text())
+    except FileNotFoundError:
+        raise UserError(f"{source}: holds no {file}; expected the folder of a finished run") from None
+    except (OSError, ValueError, yaml.YAMLError):
+        raise UserError(f"{source}: {file} cannot be read; it is damaged or half written") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{source}: {file} cannot be read; expected a mapping, got {type(value).__name__}")
+    return value
+
+
+def check_safe(value: Any, source: str, place: str) -> None:
+    """Refuse what could run code or read this machine's environment.
+
+    Raises:
+        UserError: a `_target_` that no config of this package names, or an interpolation, which a written config has
+            resolved.
+    """
+    for key, one in leaves(value, place):
+        if key.endswith("._target_") and one not in known_targets():
+            raise UserError(f"{source}: config.yaml names {key}={one}, which is none of this package's; refused")
+        if isinstance(one, str) and "${" in one:
+            raise UserError(f"{source}: config.yaml holds {key}={one}; expected plain values; refused")
+
+
+def leaves(value: Any, place: str) -> Iterator[tuple[str, Any]]:
+    """Dotted key and value of everything below a plain config."""
+    if isinstance(value, dict):
+        for key, one in value.items():
+            yield from leaves(one, f"{place}.{key}")
+    elif isinstance(value, list):
+        for number, one in enumerate(value):
+            yield from leaves(one, f"{place}.{number}")
+    else:
+        yield place, value
+
+
+@cache
+def known_targets() -> frozenset[str]:
+    """What the package's own configs of attacks, data and models are made of.
+
+    A prefix would not do: `backdoor.store.os.system` has one, and so do functions that delete folders.
+    """
+    files = [path for group in GROUPS for path in (conf_dir() / group).rglob("*.yaml")]
+    return frozenset(target for path in files for target in re.findall(r"_target_: *([\w.]+)", path.read_text()))

@@ -15,6 +15,7 @@ import torch
 
 from backdoor.allocator import keep_freed_memory
 from backdoor.data import DataSet, Folder
+from backdoor.models import WideResNet
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261)  # of CIFAR-10
 
@@ -61,6 +62,26 @@ def cifar(root: str, cache: Path) -> DataSet:
     """The images of a CIFAR-10 folder tree, decoded into `cache`."""
     source = Folder(name="cifar10", root=root, mean=MEAN, std=STD, augment="crop_flip")
     return source.load(cache, progress=False)
+
+
+def loop_arguments(text: str | None, items: int) -> argparse.Namespace:
+    """What scripts take that compare a pass over all images with a loop of batch size 1."""
+    parser = arguments(text)
+    add_data_root(parser)
+    add_cache(parser)
+    parser.add_argument("--items", type=int, default=items, help="images of the batch-size-1 loop")
+    parser.add_argument("--count", type=int, default=50_000, help="images of the pass")
+    parser.add_argument("--device", default="cpu")
+    parser.set_defaults(turns=3)
+    return parser.parse_args()
+
+
+def twins(device: torch.device) -> tuple[WideResNet, WideResNet]:
+    """Two WRN-16-1 with the same weights: as a loop has it, and channels-last, as a run has it."""
+    torch.manual_seed(0)
+    plain, model = (WideResNet(depth=16, widen=1, num_classes=10, mean=MEAN, std=STD).to(device) for _ in range(2))
+    model.load_state_dict(plain.state_dict())
+    return plain, model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def seconds(work: Callable[[], object], device: torch.device | None = None) -> float:

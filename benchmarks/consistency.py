@@ -11,7 +11,7 @@ The same untrained WRN-16-1 in fp32 on both sides.
 from __future__ import annotations
 
 import torch
-from common import MEAN, STD, add_cache, add_data_root, arguments, cache_folder, cifar, take_turns, use_threads, verdict
+from common import cache_folder, cifar, loop_arguments, take_turns, twins, use_threads, verdict
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -53,21 +53,10 @@ def one_by_one(model: WideResNet, pairs: Pairs, device: torch.device) -> list[fl
 
 
 def main() -> None:
-    parser = arguments(__doc__)
-    add_data_root(parser)
-    add_cache(parser)
-    parser.add_argument("--items", type=int, default=500, help="images of the batch-size-1 loop")
-    parser.add_argument("--count", type=int, default=50_000, help="images that are scored")
-    parser.add_argument("--device", default="cpu")
-    parser.set_defaults(turns=3)
-    args = parser.parse_args()
+    args = loop_arguments(__doc__, items=500)
     use_threads(args.threads)
     device = torch.device(args.device)
-    torch.manual_seed(0)
-    plain = WideResNet(depth=16, widen=1, num_classes=10, mean=MEAN, std=STD).to(device)
-    model = WideResNet(depth=16, widen=1, num_classes=10, mean=MEAN, std=STD).to(
-        device, memory_format=torch.channels_last
-    )  # type: ignore[call-overload]
+    plain, model = twins(device)
     hardware = Hardware.of(device=args.device, precision="fp32", channels_last=True, compile=False)
     context = RunContext(0, hardware, lambda: model)
     stage = FeatureConsistency(weights="unused", draws=1)

@@ -14,18 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from common import (
-    MEAN,
-    STD,
-    add_cache,
-    add_data_root,
-    arguments,
-    cache_folder,
-    cifar,
-    take_turns,
-    use_threads,
-    verdict,
-)
+from common import cache_folder, cifar, loop_arguments, take_turns, twins, use_threads, verdict
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -33,7 +22,6 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import ToTensor
 
 from backdoor.inference import CPU_BATCH, sample_losses
-from backdoor.models import WideResNet
 from backdoor.state import Split
 
 TARGET = 8.0
@@ -90,21 +78,10 @@ def convolutions(model: nn.Module, count: int, device: torch.device, batch: int 
 
 
 def main() -> None:
-    parser = arguments(__doc__)
-    add_data_root(parser)
-    add_cache(parser)
-    parser.add_argument("--items", type=int, default=1500, help="images of the batch-size-1 loop")
-    parser.add_argument("--count", type=int, default=50_000, help="images that sample_losses scores")
-    parser.add_argument("--device", default="cpu")
-    parser.set_defaults(turns=3)
-    args = parser.parse_args()
+    args = loop_arguments(__doc__, items=1500)
     use_threads(args.threads)
     device = torch.device(args.device)
-    torch.manual_seed(0)
-    plain = WideResNet(depth=16, widen=1, num_classes=10, mean=MEAN, std=STD).to(device)
-    model = WideResNet(depth=16, widen=1, num_classes=10, mean=MEAN, std=STD)
-    model.load_state_dict(plain.state_dict())
-    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    plain, model = twins(device)
     with cache_folder(args.cache) as cache:
         train = cifar(args.data_root, cache).train.open().take(torch.arange(args.count))
         items = Items(train, args.items)

@@ -9,71 +9,40 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from backdoor.data.loader import Batch, mix
+from backdoor.data.loader import Batch
 from backdoor.defenses.dst.method import semi_contrastive_loss
-from backdoor.errors import UserError, check_whole
-from backdoor.models.base import ImageClassifier
+from backdoor.errors import UserError
 from backdoor.modules import StageModule, masked_mean
+from backdoor.modules.contrast import ContrastModule, check_temperature, extractor_of
 from backdoor.modules.views import Views
 
 
-def extractor_of(model: nn.Module) -> ImageClassifier:
-    """The model, if it has features and a linear head; raises UserError else."""
-    if not isinstance(model, ImageClassifier):
-        raise UserError(f"defense=dst: expected a model with features and a linear head, got {type(model).__name__}")
-    return model
-
-
-class SemiContrastive(StageModule):
-    """Trains the features by `semi_contrastive_loss` on two views of each image; the head is left as it is.
+class SemiContrastive(ContrastModule):
+    """Trains the features by `semi_contrastive_loss` on two views of each image.
 
     Args:
-        views: settings of `Views`.
-        projection: width of the projection's output; a linear layer, ReLU and another linear layer lead there.
         temperature, base_temperature, positives: see `semi_contrastive_loss`.
-        seed: of the projection's initial weights.
     """
 
     def __init__(
         self,
         *,
-        views: Mapping[str, float] | None = None,
-        projection: int = 128,
         temperature: float = 0.1,
         base_temperature: float = 0.07,
         positives: str = "same_label_any",
-        seed: int = 0,
         **common: Any,
     ) -> None:
         super().__init__(**common)
-        check_whole({"projection": projection})
+        check_temperature("temperature", temperature)
+        check_temperature("base_temperature", base_temperature)
         self.options = {"temperature": temperature, "base_temperature": base_temperature, "positives": positives}
-        for setting in ("temperature", "base_temperature"):
-            value = self.options[setting]
-            if not isinstance(value, int | float) or value <= 0:
-                raise UserError(f"{setting}={value}: expected a number above 0, for instance 0.1")
         semi_contrastive_loss(torch.zeros(2, 1, 1), torch.zeros(1), torch.ones(1).bool(), **self.options)  # type: ignore[arg-type]
-        self.views = Views(**(views or {}))
         self.register_buffer("clean", self.state.groups["trusted"].clone(), persistent=False)
-        width = extractor_of(self.model).head.in_features
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(mix(seed, 0xD57))
-            self.projector = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, projection))
-        self.projector.to(next(self.model.parameters()).device)
 
-    def trained(self) -> Iterable[nn.Parameter]:
-        """Features and projection; a head without a gradient would only decay."""
-        return [*extractor_of(self.model).backbone.parameters(), *self.projector.parameters()]
-
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    def contrast(self, found: Tensor, batch: Batch) -> Tensor:
         """A scalar."""
-        images = torch.cat([self.views(batch.images), self.views(batch.images)])
-        features = extractor_of(self.model).features(images)
-        found = F.normalize(self.projector(features).float(), dim=1).unflatten(0, (2, -1))
         clean: Tensor = self.clean[batch.rows]  # type: ignore[index]
-        loss = semi_contrastive_loss(found, batch.labels, clean, **self.options)  # type: ignore[arg-type]
-        self.log_dict({"train/loss": loss.detach()}, on_step=False, on_epoch=True, batch_size=len(batch.labels))
-        return loss
+        return semi_contrastive_loss(found, batch.labels, clean, **self.options)  # type: ignore[arg-type]
 
 
 class MixedHead(StageModule):

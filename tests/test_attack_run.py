@@ -2,30 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import re
-import shutil
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-import yaml
-from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from backdoor.attacks import FinishedRun, Poisoned, PoisonPlan
-from backdoor.checkpoint import save_tensors
-from backdoor.cli_check import check_job, read_command
 from backdoor.errors import UserError
-from backdoor.experiment import Experiment
-from backdoor.finished import known_targets, read_run, run_words
-from backdoor.record import Record
-from backdoor.state import Split
+from backdoor.finished import read_run
 from conftest import QUICK, read_json
+from helpers_finished import changed, prepared
+from helpers_finished import finished as finished  # a fixture
 from helpers_run import in_process
-from test_configs import targets
 
 PLANTS = "backdoor.attacks.PoisonOnly"
 FEW = ("data.limit.train=300", "data.limit.test=100", "data.image_size=16", "seed=3", "defense=none")
@@ -33,25 +21,6 @@ MORE = {
     "inputaware": ("attack.stages.mask.width=4", "attack.stages.victim.module.width=4"),
     "ssba": ("attack.stages.encoder.steps=3",),
 }
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run whose settings are not the defaults, with a victim that has learnt something."""
-    folder = tmp_path_factory.mktemp("finished")
-    words = ("model=small_cnn", "model.width=8", "trainer.monitor_images=0", "threads=1", "attack.target=4")
-    more = ("data.limit.train=700", "data.image_size=16", "seed=3", "reserved=0.1", "victim.epochs=3", "defense=none")
-    status, said = in_process(folder / "cache", *words, *more, f"hydra.run.dir={folder / 'run'}")
-    assert status == 0, said
-    return folder / "run"
-
-
-def prepared(cache: Path, folder: Path, *words: str) -> tuple[Poisoned, Split | None]:
-    """What a job's attack hands on."""
-    cfg = check_job(read_command([*words, *run_words(words), f"store.dir={cache}"])).cfg
-    job = Experiment(cfg, Record(folder, OmegaConf.to_container(cfg, resolve=True)))
-    data = job.load()
-    return job.poison(data, replace(job.context(data), on_epoch=lambda row: None))[:2]
 
 
 @pytest.mark.parametrize("attack", ["badnets", "sig", "lc", "trojannn", "ssba", "wanet", "inputaware"])
@@ -126,181 +95,3 @@ def test_the_preview_of_a_run_shows_its_trigger(finished, command, tmp_path):
     status, _, said = command(*words, program=("backdoor.appearance", "preview"))
     assert status == 0, said
     assert list(read_json(tmp_path / "look", "preview.json")["triggers"]) == ["test"]
-
-
-def changed(source: Path, folder: Path, change: Callable[[dict], None]) -> Path:
-    """A copy of a run whose config.yaml somebody wrote to."""
-    shutil.copytree(source, folder)
-    run = yaml.safe_load((folder / "config.yaml").read_text())
-    change(run)
-    (folder / "config.yaml").write_text(yaml.safe_dump(run))
-    return folder
-
-
-def refusal(folder: Path, *words: str) -> str:
-    """The line that a job on that folder is refused with."""
-    given = ["attack=external", f"attack.run={folder}", "defense=ft", *words]
-    with pytest.raises(UserError) as caught:
-        check_job(read_command([*given, *run_words(given)]))
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        ("seed=4", "seed=4: asks for 4, but the run in attack.run="),
-        ("reserved=0.05", "has 0.1, which is fixed"),
-        ("data=cifar10", "data=cifar10: asks for cifar10, but the run in .* has digits"),
-        ("data.image_size=32", "asks for 32, .* has 16"),
-        ("model=small_cnn", "has {'width': 8}"),
-        ("model=resnet18", "torchvision_net.* has .*small_cnn"),
-        ("attack.target=0", "asks for 0, .* has 4"),
-        ("+trigger@attack.trigger=square", r"Square.* has .*Patch"),
-        ("label_map=all_to_all", "AllToAll.* has .*AllToOne"),
-        ("victim.epochs=9", "asks for 9, .* has 3"),
-        ("attack.train=.", "asks for ., .* has None"),
-    ],
-)
-def test_a_word_that_contradicts_the_run_is_refused_with_both_values(finished, words, said):
-    line = refusal(finished, words)
-    assert line.startswith(f"{words}: asks for ")
-    assert re.search(said, line), line
-
-
-def test_words_that_repeat_the_run_and_where_its_images_lie_are_taken(finished, tmp_path):
-    given = ["attack=external", f"attack.run={finished}", "seed=3", "model=small_cnn", "model.width=8", "reserved=0.1"]
-    cfg = check_job(read_command([*given, *run_words(given)])).cfg
-    assert (cfg.model.width, cfg.data.name, cfg.victim.enabled) == (8, "digits", False)
-
-    def on_cifar(run):
-        run["data"] |= {"_target_": "backdoor.data.Cifar10", "name": "cifar10", "root": "/elsewhere", "download": True}
-
-    other = changed(finished, tmp_path / "other", on_cifar)
-    given = ["attack=external", f"attack.run={other}", "data.root=here", "data.download=false", "defense=abl"]
-    assert run_words(given) == ["data=cifar10"]
-    cfg = check_job(read_command([*given, *run_words(given)])).cfg
-    assert (cfg.data.root, cfg.data.download, cfg.data.image_size) == ("here", False, 16)
-    assert cfg.defense.stages.isolate.epochs == 20  # the recipe of these data, not of digits
-    with pytest.raises(UserError, match=r"different data \(cifar10, digits\); sweep over each data alone"):
-        run_words(["attack=external", f"attack.run={finished},{other}"])
-    assert run_words(["attack=external", f"attack.run={finished},{finished}"]) == ["data=digits"]
-
-
-MISSING = {
-    "weights/victim.safetensors": "holds no weights/victim.safetensors",
-    "plan.npz": "holds no plan.npz",
-    "status.json": "holds no status.json",
-    "config.yaml": "holds no config.yaml",
-}
-
-
-@pytest.mark.parametrize("file", MISSING)
-def test_a_folder_that_lacks_a_file_is_refused(finished, tmp_path, file):
-    shutil.copytree(finished, tmp_path / "run")
-    (tmp_path / "run" / file).unlink()
-    assert MISSING[file] in refusal(tmp_path / "run")
-
-
-def test_folders_that_are_no_finished_run_are_refused(finished, tmp_path):
-    assert "no such folder; expected the folder of a finished run" in refusal(tmp_path / "nowhere")
-    run = changed(finished, tmp_path / "run", lambda run: None)
-    (run / "status.json").write_text(json.dumps({"state": "failed"}))
-    assert "that run is not finished (state: failed)" in refusal(run)
-    (run / "status.json").write_text('{"state": "do')
-    assert "status.json cannot be read; it is damaged or half written" in refusal(run)
-    clean = changed(finished, tmp_path / "clean", lambda run: run.update(attack={"_target_": PLANTS, "name": "none"}))
-    assert "that run planted nothing (attack=none)" in refusal(clean)
-    half = changed(finished, tmp_path / "half", lambda run: run.pop("model"))
-    assert "config.yaml has no model" in refusal(half)
-    (half / "config.yaml").write_text("data: [")
-    assert "config.yaml cannot be read" in refusal(half)
-
-
-@pytest.mark.parametrize(
-    ("place", "value", "said"),
-    [
-        ("attack.trigger._target_", "os.system", "names attack.trigger._target_=os.system, which is none of this"),
-        ("data._target_", "backdoor.store.os.system", "data._target_=backdoor.store.os.system"),
-        ("model._target_", "backdoor.data.cache.publish", "model._target_=backdoor.data.cache.publish"),
-        ("attack.groups.poison._target_", "builtins.eval", "attack.groups.poison._target_=builtins.eval"),
-        ("attack.groups.more", [{"_target_": "os.system"}], "attack.groups.more.0._target_=os.system"),
-        ("attack._target_", "backdoor.attacks.External", "that run planted nothing"),
-        ("model.width", "${oc.env:HOME}", "holds model.width=.*expected plain values"),
-        ("seed", "${oc.env:HOME}", "holds seed="),
-        ("data.name", "digits hydra.run.dir", "expected the name of a choice"),
-    ],
-)
-def test_what_could_run_code_is_refused(finished, tmp_path, place, value, said):
-    def poison(run):
-        *path, last = place.split(".")
-        for name in path:
-            run = run[name]
-        run[last] = value
-
-    folder = changed(finished, tmp_path / "run", poison)
-    with pytest.raises(UserError, match=said):
-        read_run(str(folder))
-
-
-def test_every_attack_of_the_package_is_known(finished):
-    config = yaml.safe_load((finished / "config.yaml").read_text())
-    assert set(targets([config[part] for part in ("attack", "data", "model")])) <= known_targets()
-    assert all(target.startswith("backdoor.") for target in known_targets())
-
-
-def finished_attack(folder: Path) -> FinishedRun:
-    """The attack as a job would make it."""
-    return instantiate(check_job(read_command(["attack=external", f"attack.run={folder}"])).cfg.attack, _convert_="all")
-
-
-def test_damaged_files_are_named(finished, tmp_path):
-    run = tmp_path / "run"
-    shutil.copytree(finished, run)
-    labels = torch.arange(630) % 10
-    with pytest.raises(UserError, match=r"plan.npz is about other images: 630 train rows .* have 500"):
-        finished_attack(run).plan(labels[:500], 10, 0)
-    other = replace(PoisonPlan.load(run / "plan.npz"), labels=torch.zeros(63, dtype=torch.int64))  # of target 4
-    other.save(run / "plan.npz")
-    with pytest.raises(UserError, match=r"plan.npz is about other images"):
-        finished_attack(run).plan(labels, 10, 0)
-    (run / "plan.npz").write_bytes((run / "plan.npz").read_bytes()[:100])
-    with pytest.raises(UserError, match=r"attack.run=.*: plan.npz cannot be read; it is damaged"):
-        finished_attack(run).plan(labels, 10, 0)
-    weights = run / "weights" / "victim.safetensors"
-    whole = weights.read_bytes()
-    weights.unlink()  # a hard link: the first run's file must stay as it is
-    weights.write_bytes(whole[: len(whole) // 2])
-    shutil.copyfile(finished / "plan.npz", run / "plan.npz")
-    words = ("attack=external", f"attack.run={run}", "defense=none", "trainer=debug")
-    status, said = in_process(tmp_path / "cache", *words, f"hydra.run.dir={tmp_path / 'failed'}")
-    assert status == 2
-    assert f"error: attack.run={weights}: not a readable safetensors file" in said
-
-
-def test_other_images_than_the_runs_are_refused(finished, tmp_path):
-    """As many of them, from another split: only their content tells."""
-    run = changed(finished, tmp_path / "run", lambda run: run["data"].update(split_seed=1))
-    words = ("attack=external", f"attack.run={run}", "defense=none", "trainer=debug")
-    status, said = in_process(tmp_path / "cache", *words, f"hydra.run.dir={tmp_path / 'failed'}")
-    assert status == 2
-    assert "the images of data=digits are others than those of that run; set data.root" in said
-
-
-def test_a_trigger_that_is_not_the_configs_is_refused(finished, tmp_path):
-    run = changed(finished, tmp_path / "run", lambda run: warped(run["attack"]))
-    with pytest.raises(UserError, match=r"attack.run=.*trigger.safetensors: no such file"):
-        finished_attack(run).equip({}, None)
-    attack = finished_attack(run)
-    save_tensors({"control": attack.trigger.control + 1}, run / "trigger.safetensors")
-    with pytest.raises(UserError, match=r"trigger.safetensors and config.yaml do not agree"):
-        attack.equip({}, None)
-    save_tensors({"other": attack.trigger.control}, run / "trigger.safetensors")
-    with pytest.raises(UserError, match="do not agree"):
-        attack.equip({}, None)
-
-
-def warped(attack: dict) -> None:
-    """Replace every trigger of a plain config by a warp."""
-    warp = {"_target_": "backdoor.triggers.Warp"}
-    attack["trigger"], attack["groups"]["poison"]["trigger"] = warp, warp

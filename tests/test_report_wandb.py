@@ -2,56 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import struct
-import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
 from backdoor.errors import UserError
 from backdoor.report.figures import stage_curves
+from backdoor.report.loggers import Label, Sample
 from backdoor.report.wandb_logger import WandbLogger, summary_keys
-from helpers_report import CONF, RESULT, ROWS, STAGES, read_csv
-
-
-def wandb_records(folder: Path) -> list[Any]:
-    """The records of the one .wandb file: LevelDB's log format, 32 KiB blocks with pieces of records."""
-    from wandb.proto import wandb_internal_pb2
-
-    (path,) = folder.glob("wandb/offline-run-*/*.wandb")
-    data, at, piece, records = path.read_bytes(), 7, b"", []
-    while at < len(data):
-        if 32768 - at % 32768 < 7:
-            at += 32768 - at % 32768
-            continue
-        _, size, part = struct.unpack("<IHB", data[at : at + 7])
-        piece += data[at + 7 : at + 7 + size]
-        at += 7 + size
-        if part in (1, 4):  # a whole record, or the last piece of one
-            records.append(wandb_internal_pb2.Record.FromString(piece))
-            piece = b""
-    return records
-
-
-def kind(record: Any) -> str:
-    return str(record.WhichOneof("record_type"))
-
-
-def ended(folder: Path) -> list[Any]:
-    """The records once W&B's own process has written the last one, shortly after the run has finished."""
-    deadline = time.monotonic() + 30
-    while not (records := wandb_records(folder)) or kind(records[-1]) != "exit":
-        assert time.monotonic() < deadline, [kind(record) for record in records]
-        time.sleep(0.05)
-    return records
-
-
-def items(updates: Any) -> dict[str, Any]:
-    return {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in updates}
+from helpers_report import CONF, RESULT, ROWS, STAGES, ended, items, kind, read_csv
 
 
 @pytest.fixture
@@ -71,14 +34,16 @@ def test_wandb_offline_gets_the_keys_of_the_csv(tmp_path: Path) -> None:
         logger = instantiate(compose("logger/wandb_offline").logger, _convert_="all")
     run = tmp_path / "run"
     picture = stage_curves(STAGES, tmp_path / "stages.png")
-    logger.start({"attack": {"ratio": 0.1}}, run, name="badnets-abl", group="study", tags=["smoke"])
+    logger.start({"attack": {"ratio": 0.1}}, run, Label("badnets-abl", "study", "abl", ["smoke"]))
+    logger.samples([Sample(7, "poison", "cat", "dog", np.zeros((4, 4, 3), dtype=np.uint8))])
     for row in ROWS:
         logger.log(row)
     logger.finish(RESULT, [picture, tmp_path / "skipped.svg"])
 
     records = ended(run)
     history = [items(record.history.item) for record in records if kind(record) == "history"]
-    kept = [{key: value for key, value in row.items() if not key.startswith("_")} for row in history]
+    first, *kept = ({key: value for key, value in row.items() if not key.startswith("_")} for row in history)
+    assert (first["poisoned/_type"], first["poisoned/nrows"]) == ("table-file", 1)
     assert kept[:3] == ROWS
     columns = read_csv(run)[0]
     assert set().union(*kept[:3]) == set(columns)
@@ -92,7 +57,12 @@ def test_wandb_offline_gets_the_keys_of_the_csv(tmp_path: Path) -> None:
     assert {key: summary[key] for key in summary_keys(RESULT)} == summary_keys(RESULT)
     assert summary["final/asr"] == 0.012
     (begun,) = [record.run for record in records if kind(record) == "run"][:1]
-    assert (begun.project, begun.display_name, begun.run_group) == ("backdoor", "badnets-abl", "study")
+    assert (begun.project, begun.display_name, begun.run_group, begun.job_type) == (
+        "backdoor",
+        "badnets-abl",
+        "study",
+        "abl",
+    )
     assert list(begun.tags) == ["smoke"]
     assert items(begun.config.update)["attack"] == {"ratio": 0.1}
 
@@ -101,7 +71,7 @@ def test_wandb_offline_gets_the_keys_of_the_csv(tmp_path: Path) -> None:
 def test_wandb_without_a_key_goes_on_offline(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     for name in ("one", "two"):
         logger = WandbLogger(project="p")
-        logger.start({}, tmp_path / name, name)
+        logger.start({}, tmp_path / name, Label(name))
         logger.log({"loss": 1.0})
         logger.finish({})
         logger.finish({})

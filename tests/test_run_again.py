@@ -8,6 +8,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from itertools import product
 from typing import Any
 
 import pytest
@@ -15,7 +16,9 @@ import torch
 from safetensors.torch import load_file
 
 from backdoor.attacks import PoisonPlan
+from backdoor.report.wandb_logger import summary_keys
 from conftest import QUICK, numbers, read_json
+from helpers_report import ended, items, kind
 from helpers_run import finish, start
 
 pytestmark = pytest.mark.timeout(900)
@@ -103,11 +106,25 @@ def test_two_at_once_train_the_victim_once(tmp_path, killed):
     assert not list(cache.glob("victim/*.part"))
 
 
-def test_wandb_offline_gets_the_run(run_cli, tmp_path):
-    done = run_cli(*QUICK, "logger=wandb_offline", "defense=none", f"hydra.run.dir={tmp_path / 'run'}")
+def test_four_jobs_give_four_runs_of_one_study(run_cli, tmp_path):
+    words = (*QUICK, "logger=wandb_offline", "attack=badnets", "attack.ratio=0.1,0.2", "defense=none,spectral")
+    done = run_cli("-m", *words, f"hydra.sweep.dir={tmp_path / 'sweep'}", f"store.dir={tmp_path / 'store'}")
     assert done.returncode == 0, done.stderr
-    logs = list((tmp_path / "run").rglob("run-*.wandb"))
-    assert len(logs) == 1
-    assert logs[0].stat().st_size > 1000
-    assert (tmp_path / "run" / "metrics.csv").exists()
-    assert not (tmp_path / "wandb").exists()  # nothing beside the run's folder
+    jobs = sorted(path for path in (tmp_path / "sweep").iterdir() if path.is_dir())
+    assert len(jobs) == 4
+    for job, (ratio, defense) in zip(jobs, product(("0.1", "0.2"), ("none", "spectral")), strict=True):
+        assert (job / "metrics.csv").exists()
+        records = ended(job)
+        (begun,) = [record.run for record in records if kind(record) == "run"][:1]
+        assert (begun.run_group, begun.job_type) == ("digits", defense)
+        assert {"badnets", defense, "digits", "small_cnn", f"ratio {ratio}", "seed 0"} <= set(begun.tags)
+        summary: dict[str, object] = {}
+        for record in records:
+            if kind(record) == "summary":
+                summary |= items(record.summary.update)
+        wanted = summary_keys(read_json(job))
+        assert {"final/asr", "final/c_acc", "victim/r_acc"} <= set(wanted)
+        assert {key: summary[key] for key in wanted} == wanted
+        assert list(job.glob("wandb/offline-run-*/files/media/table/poisoned*.json"))
+        assert list(job.glob("wandb/offline-run-*/files/media/images/figures/*.png"))
+    assert not (tmp_path / "wandb").exists()  # nothing beside the runs' folders

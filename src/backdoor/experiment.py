@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
@@ -21,8 +22,11 @@ from backdoor.evaluation import Evaluator
 from backdoor.preparation import Preparation
 from backdoor.record import Record
 from backdoor.report.console import closing_table, stage_line
+from backdoor.report.loggers import Label, Sample
 from backdoor.stages import Draws, Finished, Pipeline, Step
 from backdoor.state import Split, State
+
+SAMPLES = 32  # poisoned images that a dashboard shows
 
 
 def run(cfg: DictConfig) -> dict[str, Any]:
@@ -75,7 +79,7 @@ class Experiment(Preparation):
         """The straight line."""
         data = self.load()
         context = self.context(data)
-        self.logger.start(self.record.config, self.record.folder, self.name(), self.cfg.data.name, self.tags())
+        self.logger.start(self.record.config, self.record.folder, self.label())
         result: dict[str, Any] = {}
         try:
             poisoned, reserved, crafted = self.poison(data, context)
@@ -87,6 +91,7 @@ class Experiment(Preparation):
             )
             if self.cfg.trainer.monitor_images:
                 context = replace(context, monitor=evaluator.monitor)
+            self.logger.samples(poisoned_samples(poisoned, data))
             state, keys = self.start(poisoned, reserved, crafted, data, context)
             self.record.draw(poisoned, poisoned.truth.test_clean, data)
             self.run_stages(state, keys, context, evaluator, poisoned, crafted, data)
@@ -164,10 +169,32 @@ class Experiment(Preparation):
             steps = [step for step in steps if step.name != "victim"]
         pipeline.run(state, steps, report)
 
-    def name(self) -> str:
-        """The run's name for dashboards."""
-        return f"{self.cfg.attack.name}-{self.cfg.defense.name}-{self.cfg.seed}"
+    def label(self) -> Label:
+        """The run's names for dashboards; its group is the study (`experiment=`), or else the data."""
+        cfg = self.cfg
+        study = HydraConfig.get().runtime.choices.get("experiment")
+        tags = [cfg.attack.name, cfg.defense.name, cfg.data.name, HydraConfig.get().runtime.choices.get("model")]
+        ratio = OmegaConf.select(cfg, "attack.ratio")
+        tags += [f"ratio {ratio}"] if ratio is not None else []
+        return Label(
+            name=f"{cfg.attack.name}-{cfg.defense.name}-{cfg.seed}",
+            group=str(study or cfg.data.name),
+            job_type=cfg.defense.name,
+            tags=[str(tag) for tag in [*tags, f"seed {cfg.seed}"] if tag],
+        )
 
-    def tags(self) -> list[str]:
-        """The run's tags for dashboards."""
-        return [self.cfg.attack.name, self.cfg.defense.name, self.cfg.data.name, f"seed {self.cfg.seed}"]
+
+def poisoned_samples(poisoned: Poisoned, data: DataSet) -> list[Sample]:
+    """Some of the planned rows, evenly spread, as they are trained on; none where nothing was planned."""
+    plan, train = poisoned.plan, poisoned.train
+    if plan is None or len(plan.rows) == 0:
+        return []
+    found = []
+    for at in torch.linspace(0, len(plan.rows) - 1, min(SAMPLES, len(plan.rows))).long().tolist():
+        row = int(plan.rows[at])
+        image = train.images[row].permute(1, 2, 0).squeeze(-1).numpy()
+        before = data.train.labels[int(train.index[row])]
+        after = data.classes[int(train.labels[row])]
+        role = plan.roles[int(plan.role[at])]
+        found.append(Sample(int(train.index[row]), role, data.classes[int(before)], after, image))
+    return found

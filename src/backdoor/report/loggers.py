@@ -7,26 +7,63 @@ import io
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
+
+import numpy as np
 
 from backdoor.errors import UserError
 
 Row = Mapping[str, float | int | str]
 
 
+@dataclass(frozen=True)
+class Label:
+    """Under which names a dashboard shows a run.
+
+    Attributes:
+        name: of the run.
+        group: the study it belongs to.
+        job_type: its defense.
+        tags: attack, data, model, ratio, seed.
+    """
+
+    name: str | None = None
+    group: str | None = None
+    job_type: str | None = None
+    tags: Sequence[str] = ()
+
+
+NO_LABEL = Label()
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A poisoned training image, for people to look at.
+
+    Attributes:
+        row: in the original train set.
+        role: the group of rows that it belongs to.
+        before, after: names of its class in the clean and in the poisoned set.
+        image: uint8 (H, W) or (H, W, 3), as it is trained on.
+    """
+
+    row: int
+    role: str
+    before: str
+    after: str
+    image: np.ndarray
+
+
 class RunLogger(Protocol):
     """What `experiment.run` asks of a logger: start once, log rows, finish once (also after an error)."""
 
-    def start(
-        self,
-        config: Mapping[str, Any],
-        folder: Path,
-        name: str | None = None,
-        group: str | None = None,
-        tags: Sequence[str] = (),
-    ) -> None:
+    def start(self, config: Mapping[str, Any], folder: Path, label: Label = NO_LABEL) -> None:
         """Open the log of one run. `config` is the resolved one, `folder` the run's own."""
+
+    def samples(self, shown: Sequence[Sample]) -> None:
+        """Show some of the poisoned training images, once they are known."""
 
     def log(self, row: Row) -> None:
         """Add one row, for instance `{"stage": "victim", "epoch": 3, "loss": 0.2, "c_acc": 0.91}`."""
@@ -44,17 +81,15 @@ class Loggers:
     def __init__(self, **loggers: RunLogger) -> None:
         self.loggers = tuple(loggers.values())
 
-    def start(
-        self,
-        config: Mapping[str, Any],
-        folder: Path,
-        name: str | None = None,
-        group: str | None = None,
-        tags: Sequence[str] = (),
-    ) -> None:
+    def start(self, config: Mapping[str, Any], folder: Path, label: Label = NO_LABEL) -> None:
         """Start each, in order."""
         for logger in self.loggers:
-            logger.start(config, folder, name, group, tags)
+            logger.start(config, folder, label)
+
+    def samples(self, shown: Sequence[Sample]) -> None:
+        """Hand them to each."""
+        for logger in self.loggers:
+            logger.samples(shown)
 
     def log(self, row: Row) -> None:
         """Hand the row to each."""
@@ -83,14 +118,7 @@ class CSVLogger:
         self.rows: list[dict[str, str]] = []
         self.places: dict[tuple[str, str], int] = {}
 
-    def start(
-        self,
-        config: Mapping[str, Any],
-        folder: Path,
-        name: str | None = None,
-        group: str | None = None,
-        tags: Sequence[str] = (),
-    ) -> None:
+    def start(self, config: Mapping[str, Any], folder: Path, label: Label = NO_LABEL) -> None:
         """Make the folder and read what an interrupted run left. Raises UserError if it is unwritable."""
         self.path, self.columns, self.rows, self.places = folder / self.filename, [], [], {}
         try:
@@ -105,6 +133,9 @@ class CSVLogger:
             self._keep({key: value for key, value in row.items() if key and value})
         if whole:
             self._rewrite()
+
+    def samples(self, shown: Sequence[Sample]) -> None:
+        """Nothing: plan.npz has all of them."""
 
     def log(self, row: Row) -> None:
         """Write one row now. Raises UserError if the disk is full or the folder unwritable."""

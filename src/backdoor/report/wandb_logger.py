@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from backdoor.errors import UserError
-from backdoor.report.loggers import Row
+from backdoor.report.loggers import NO_LABEL, Label, Row, Sample
 
 MODES = ("online", "offline", "disabled", "shared")
 
@@ -37,14 +37,7 @@ class WandbLogger:
         self.project, self.entity, self.group, self.mode = project, entity, group, mode
         self.run: Any = None
 
-    def start(
-        self,
-        config: Mapping[str, Any],
-        folder: Path,
-        name: str | None = None,
-        group: str | None = None,
-        tags: Sequence[str] = (),
-    ) -> None:
+    def start(self, config: Mapping[str, Any], folder: Path, label: Label = NO_LABEL) -> None:
         """Open the run. Raises UserError if W&B refuses it (before anything has trained)."""
         import wandb
 
@@ -54,9 +47,10 @@ class WandbLogger:
             self.run = wandb.init(
                 project=self.project,
                 entity=self.entity,
-                group=self.group or group,
-                name=name,
-                tags=list(tags),
+                group=self.group or label.group,
+                job_type=label.job_type,
+                name=label.name,
+                tags=list(label.tags),
                 config=dict(config),
                 dir=str(folder),
                 mode=mode,  # type: ignore[arg-type]
@@ -70,6 +64,17 @@ class WandbLogger:
                 "mend it or choose logger=wandb_offline"
             ) from error
         self._announce(mode, folder)
+
+    def samples(self, shown: Sequence[Sample]) -> None:
+        """Send them as the table `poisoned`."""
+        if self.run is None or not shown:
+            return
+        from wandb import Image, Table
+
+        table = Table(columns=["row", "role", "class before", "class after", "image"])
+        for one in shown:
+            table.add_data(one.row, one.role, one.before, one.after, Image(one.image))
+        self.run.log({"poisoned": table})
 
     def log(self, row: Row) -> None:
         """Send one row."""

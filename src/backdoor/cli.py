@@ -22,6 +22,7 @@ from backdoor.confdir import conf_dir
 from backdoor.errors import UserError
 from backdoor.finished import adopt, run_words
 from backdoor.list import groups
+from backdoor.plugins import package_dirs, register
 
 USER_ERROR = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
@@ -50,6 +51,7 @@ def run_command(program: str = "backdoor.experiment", config: str = "config") ->
     os.environ["HYDRA_FULL_ERROR"] = "1"
     checked: Command | None = None  # whose words an error is about
     try:
+        register()
         command = read_command(sys.argv[1:], config)
         added = run_words(command.overrides)
         command = replace(command, overrides=(*command.overrides, *added), argv=(*command.argv, *added))
@@ -102,10 +104,8 @@ def check_values(jobs: Sequence[tuple[Command, Job]], program: str) -> None:
 
 def choices_text(command: Command) -> str:
     """The lines `group: choice, choice` of `--help`, wrapped."""
-    found = {name: set(choices) for name, choices in groups(Path(command.path)).items()}
-    if command.extra is not None:
-        for name, choices in groups(Path(command.extra)).items():
-            found[name] = found.get(name, set()) | set(choices)
+    extra = [Path(command.extra)] if command.extra is not None else []
+    found = groups(Path(command.path), *extra, *package_dirs().values())
     lines = (f"{name + ':':<10}{', '.join(sorted(choices))}" for name, choices in found.items())
     return "\n".join(textwrap.fill(line, 110, subsequent_indent=" " * 10) for line in lines)
 

@@ -11,24 +11,24 @@ from pathlib import Path
 
 from backdoor.confdir import conf_dir
 from backdoor.errors import UserError, suggest
+from backdoor.plugins import package_dirs
 
 # Order of interest; groups that are not named here come after these.
 FIRST = ("attack", "defense", "model", "data", "trigger", "label_map", "victim", "trainer", "logger")
 
 
-def groups(conf: Path) -> dict[str, dict[str, str]]:
-    """Every group below `conf` with its choices, as group -> choice -> first comment line.
+def groups(*confs: Path) -> dict[str, dict[str, str]]:
+    """Every group below these folders with its choices, as group -> choice -> first comment line; the first one counts.
 
     A choice is a `.yaml` file right in the group's folder; files that start with `_` and files in
     deeper folders are parts of others.
     """
-    folders = {
-        path.name: path
-        for path in conf.iterdir()
-        if path.is_dir() and path.name != "hydra" and not path.name.startswith(("_", "."))
-    }
-    order = [name for name in FIRST if name in folders] + sorted(set(folders) - set(FIRST))
-    return {name: choices for name in order if (choices := _choices(folders[name]))}
+    found: dict[str, dict[str, str]] = {}
+    for path in (path for conf in confs for path in conf.iterdir()):
+        if path.is_dir() and path.name != "hydra" and not path.name.startswith(("_", ".")):
+            found[path.name] = {**_choices(path), **found.get(path.name, {})}
+    order = [name for name in FIRST if name in found] + sorted(set(found) - set(FIRST))
+    return {name: dict(sorted(found[name].items())) for name in order if found[name]}
 
 
 def _choices(folder: Path) -> dict[str, str]:
@@ -70,8 +70,8 @@ def _print_table(found: Mapping[str, Mapping[str, str]]) -> None:
     print("Choose with group=choice: python -m backdoor attack=badnets defense=abl")
 
 
-def _selected(names: list[str], conf: Path) -> dict[str, dict[str, str]]:
-    found = groups(conf)
+def _selected(names: list[str], *confs: Path) -> dict[str, dict[str, str]]:
+    found = groups(*confs)
     for name in names:
         if name not in found:
             raise UserError(f"{name}: no such group; {suggest(name, found)}")
@@ -88,7 +88,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print {group: {choice: description}} as JSON")
     args = parser.parse_args()
     try:
-        found = _selected(args.group, conf_dir())
+        found = _selected(args.group, conf_dir(), *package_dirs().values())
         if args.json:
             print(json.dumps(found, indent=2, ensure_ascii=False))
         else:

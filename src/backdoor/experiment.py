@@ -21,6 +21,7 @@ from backdoor.evaluation import Evaluator
 from backdoor.preparation import Preparation
 from backdoor.record import Record
 from backdoor.report.console import closing_table, stage_line
+from backdoor.results import keep
 from backdoor.stages import Draws, Finished, Pipeline, Step
 from backdoor.state import Split, State
 
@@ -39,10 +40,15 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     assert isinstance(config, dict)
     record = Record(folder, config)  # type: ignore[arg-type]
     try:
-        result = Experiment(cfg, record).run()
+        experiment = Experiment(cfg, record)
+        result = experiment.run()
     except BaseException as error:
         record.status("failed", f"{type(error).__name__}: {error}")
         raise
+    try:
+        keep(cfg, folder, experiment.store)
+    except OSError as error:  # the run itself is whole
+        experiment.say(f"the result is not kept for later sweeps: {error}")
     closing_table(result, folder)
     return result
 

@@ -96,7 +96,7 @@ def hydra_of(command: Command, first: Sequence[str]) -> Iterator[tuple[HydraCont
     with initialize_config_dir(config_dir=command.path, job_name="backdoor", version_base="1.3"):
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None
-        words = [*first, *command.search_words()]
+        words = [*first, *command.search_words(), "hydra.mode=MULTIRUN"]
         master = hydra.compose_config(config_name=command.name, overrides=words, run_mode=RunMode.MULTIRUN)
         with open_dict(master):
             master.hydra.overrides.task = [word for word in command.overrides if not is_hydras(word)]

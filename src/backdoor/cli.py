@@ -29,6 +29,7 @@ from backdoor.cli_check import (
     waits_for_hydra,
 )
 from backdoor.cli_errors import explain
+from backdoor.composing import Composer
 from backdoor.confdir import conf_dir
 from backdoor.errors import UserError
 from backdoor.finished import adopt, run_words
@@ -97,10 +98,10 @@ def sweep(command: Command, program: str, checked: list[Command]) -> int:
     """
     checked.append(replace(command, sweep=False))
     words = all_words(command)
-    jobs = []
+    composer, jobs = Composer(command), []
     for one in words[:MAX_CHECKED_JOBS]:
         checked.append(replace(command, overrides=one, sweep=False))
-        jobs.append(check_job(checked[-1]))
+        jobs.append(check_job(checked[-1], composer.compose))
     kept = kept_results(jobs)
     check_values(
         [(number, checked[number + 1], job) for number, job in enumerate(jobs) if kept[number] is None], program

@@ -7,7 +7,7 @@ import copy
 import io
 import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -153,13 +153,16 @@ def expand(words: Sequence[str]) -> Iterator[list[str]]:
         yield list(words_of_job)
 
 
-def check_job(job: Command) -> Job:
+def check_job(job: Command, compose: Callable[[Sequence[str]], DictConfig] | None = None) -> Job:
     """Compose one job's config and check it, so that the tenth job cannot fail after nine have trained.
+
+    Args:
+        compose: in the place of the command's own, for instance a `Composer`'s.
 
     Raises:
         UserError: as `adopt` and `check_config`; and what Hydra raises for a config that cannot be composed.
     """
-    whole = job.compose(job.overrides)
+    whole = (compose or job.compose)(job.overrides)
     launcher = OmegaConf.select(whole, "hydra.launcher._target_")
     cfg = copy.deepcopy(whole)
     with open_dict(cfg):

@@ -18,6 +18,7 @@ from backdoor.crafting import Crafted, craft
 from backdoor.data.sources import DataSet
 from backdoor.digest import file_digest, tensor_digest
 from backdoor.evaluation import Evaluator
+from backdoor.parts import parts_of
 from backdoor.preparation import Preparation
 from backdoor.record import Record
 from backdoor.report.console import closing_table, stage_line
@@ -76,6 +77,11 @@ class Experiment(Preparation):
     def __init__(self, cfg: DictConfig, record: Record) -> None:
         super().__init__(cfg)
         self.record = record
+        parts = parts_of(cfg)
+        crafted = {part.name: part.mark for part in parts if part.group != "defense"}
+        trained = {part.name: part.mark for part in parts if part.group != "attack"}
+        self.crafting = [replace(step, mark=crafted.get(step.name)) for step in self.crafting]
+        self.steps = [replace(step, mark=trained.get(step.name)) for step in self.steps]
 
     def run(self) -> dict[str, Any]:
         """The straight line."""

@@ -11,6 +11,7 @@ from typing import Any
 from backdoor.errors import UserError, check_whole
 
 WORKERS = 2  # without devices
+ORPHANED_S = 60  # a worker without work ends by then; only one whose parent was killed has none for so long
 
 
 def slots_of(workers: int | None, devices: Sequence[int | str] | None) -> list[str | None]:
@@ -110,7 +111,7 @@ class Worker:
 
         try:
             if self.pool is None:
-                self.pool = ProcessPoolExecutor(max_workers=1, env=self.env)
+                self.pool = ProcessPoolExecutor(max_workers=1, env=self.env, timeout=ORPHANED_S)
             return self.pool.submit(on_device, self.slot, call, arguments).result()
         except BrokenProcessPool:
             self.close()

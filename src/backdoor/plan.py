@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -62,35 +62,36 @@ class Past:
 
 @dataclass(frozen=True)
 class Group:
-    """The distinct stages of one kind: how many, how many of them stored, and the time of the others.
+    """The distinct stages of one kind.
 
     Attributes:
-        uses: how often jobs use them.
-        seconds: of those that are not stored, as far as it is known.
-        unknown: how many are not stored and have no like in the past.
+        uses: how often the jobs use them.
+        todo: how many of them are to be trained.
+        seconds: the time of those, as far as it is known.
+        unknown: how many of those have no like in the past.
     """
 
     name: str
     distinct: int
     uses: int
-    stored: int
+    todo: int
     seconds: float
     unknown: int
 
 
-def grouped(parts: Iterable[Part], past: Past) -> list[Group]:
-    """The parts of all jobs by group, in the order attack, victim, defense."""
+def grouped(parts: Iterable[Part], needed: Collection[str], past: Past) -> list[Group]:
+    """The parts of all jobs by group, in the order attack, victim, defense; `needed`: keys, of jobs that will run."""
     uses: dict[str, dict[str, tuple[Part, int]]] = {"attack": {}, "victim": {}, "defense": {}}
     for part in parts:
         _, count = uses[part.group].get(part.key, (part, 0))
         uses[part.group][part.key] = (part, count + 1)
     groups = []
     for name, found in uses.items():
-        missing = [part for key, (part, _) in found.items() if key not in past.keys]
+        missing = [part for key, (part, _) in found.items() if key in needed and key not in past.keys]
         known = [mean(past.seconds[part.like]) for part in missing if part.like in past.seconds]
         total = sum(count for _, count in found.values())
         unknown = len(missing) - len(known)
-        groups.append(Group(name, len(found), total, len(found) - len(missing), sum(known), unknown))
+        groups.append(Group(name, len(found), total, len(missing), sum(known), unknown))
     return groups
 
 
@@ -100,9 +101,8 @@ def plan_lines(jobs: int, done: int, groups: Sequence[Group], workers: int) -> l
     titles = {"attack": "attack stages", "victim": "victims", "defense": "defense stages"}
     for group in groups:
         if group.distinct:
-            todo = group.distinct - group.stored
-            line = f"{titles[group.name]:<15} {group.distinct:>7,}  used {group.uses:,} times; {group.stored:,} in the"
-            lines.append(f"{line} store, {todo:,} to train{_time(group)}")
+            uses = f"used {group.uses:,} times, {group.todo:,} to train{_time(group)}"
+            lines.append(f"{titles[group.name]:<15} {group.distinct:>7,}  {uses}")
     seconds, unknown = sum(group.seconds for group in groups), sum(group.unknown for group in groups)
     at_least = "at least " if unknown else ""
     several = f", {shown_time(seconds / workers)} on {workers} workers" if workers > 1 else ""
@@ -144,17 +144,19 @@ def workers_of(launcher: Mapping[str, Any]) -> int:
 
 def plan(command: Command, checked: list[Command]) -> list[str]:
     """The lines of the plan; raises what composing raises."""
-    once, done, jobs, parts = cache(stamp), 0, 0, list[Part]()
+    once, done, jobs, parts, needed = cache(stamp), 0, 0, list[Part](), set[str]()
     for job in jobs_of(command, checked):
         if not jobs:
             past = Past.of(store_root(OmegaConf.select(job.cfg, "store.dir")))
             workers = workers_of(OmegaConf.to_container(job.whole.hydra.launcher, resolve=True))  # type: ignore[arg-type]
+        own = parts_of(job.cfg, once)
         jobs += 1
+        parts += own
         if find(job.cfg, once) is not None:
             done += 1
         else:
-            parts += parts_of(job.cfg, once)
-    return plan_lines(jobs, done, grouped(parts, past), min(workers, max(1, jobs - done)))
+            needed |= {part.key for part in own}
+    return plan_lines(jobs, done, grouped(parts, needed, past), min(workers, max(1, jobs - done)))
 
 
 def run(argv: Sequence[str]) -> int:

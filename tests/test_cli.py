@@ -115,7 +115,8 @@ def test_every_failing_job_of_a_sweep_is_told_and_the_others_run(conf: Path) -> 
     assert (conf.parent / "ran").read_text() == "123"
     assert "job 0 failed: seed: bad 1" in done.stderr
     assert "job 2 failed: seed: bad 3" in done.stderr
-    assert done.stderr.splitlines()[-1] == "error: seed: bad 1"
+    assert done.stderr.splitlines()[-1] == "error: 2 of 3 jobs failed; the first: seed: bad 1"
+    assert done.stdout.splitlines()[-2] == "3 jobs: 1 done, 2 failed"
 
 
 def test_full_error_asks_for_the_traceback(conf: Path) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import textwrap
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -16,14 +19,26 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from backdoor import __version__
-from backdoor.cli_check import Command, Job, check_config, check_job, read_command, sweep_jobs, waits_for_hydra
+from backdoor.cli_check import (
+    MAX_CHECKED_JOBS,
+    Command,
+    Job,
+    check_config,
+    check_job,
+    read_command,
+    waits_for_hydra,
+)
 from backdoor.cli_errors import explain
+from backdoor.composing import Composer
 from backdoor.confdir import conf_dir
 from backdoor.errors import UserError
 from backdoor.finished import adopt, run_words
 from backdoor.list import groups
 from backdoor.plugins import package_dirs, register
+from backdoor.results import find, reuse
+from backdoor.sweep import KEPT, all_words, closing_lines, kept_results, run_sweep, shown_folder
 
+FAILED = 1
 USER_ERROR = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
@@ -49,17 +64,15 @@ def run_command(program: str = "backdoor.experiment", config: str = "config") ->
     full = os.environ.get("HYDRA_FULL_ERROR") == "1"
     # Without it Hydra prints errors in its own way and exits, and they never get here.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    checked: Command | None = None  # whose words an error is about
+    checked: list[Command] = []  # the last one's words an error is about
     try:
         register()
         command = read_command(sys.argv[1:], config)
         added = run_words(command.overrides)
         command = replace(command, overrides=(*command.overrides, *added), argv=(*command.argv, *added))
-        jobs: list[tuple[Command, Job]] = []
-        for checked in sweep_jobs(command) if command.sweep else ():
-            jobs.append((checked, check_job(checked)))
-        checked = command
-        check_values(jobs, program)
+        if command.sweep and command.composable:
+            return sweep(command, program, checked)
+        checked.append(command)
         # Hydra's own list for --help would name the parts that choices are made of as well.
         OmegaConf.register_new_resolver("choices", lambda: choices_text(command), replace=True)
         sys.argv[1:] = command.argv
@@ -79,7 +92,44 @@ def run_command(program: str = "backdoor.experiment", config: str = "config") ->
     return 0
 
 
-def check_values(jobs: Sequence[tuple[Command, Job]], program: str) -> None:
+def sweep(command: Command, program: str, checked: list[Command]) -> int:
+    """Run a sweep: all jobs are composed and checked before the first one runs; the exit status.
+
+    Args:
+        checked: gets each job's command before it is composed.
+    """
+    checked.append(replace(command, sweep=False))
+    words = all_words(command)
+    composer, jobs = Composer(command), []
+    for one in words[:MAX_CHECKED_JOBS]:
+        checked.append(replace(command, overrides=one, sweep=False))
+        jobs.append(check_job(checked[-1], composer.compose))
+    kept = kept_results(jobs)
+    check_values(
+        [(number, checked[number + 1], job) for number, job in enumerate(jobs) if kept[number] is None], program
+    )
+    checked.append(replace(command, sweep=False))
+    ended = run_sweep(command, words, jobs, kept, job_of(program))
+    finals = {number: final_of(one.folder) for number, one in enumerate(ended) if one.folder and one.state != "failed"}
+    print("\n".join(closing_lines(ended, finals)), flush=True)
+    folder, failed = shown_folder(ended), [one for one in ended if one.state == "failed"]
+    if folder:
+        print(f"Folder: {folder}", flush=True)
+    if not failed:
+        return 0
+    print(f"error: {len(failed)} of {len(ended)} jobs failed; the first: {failed[0].why}", file=sys.stderr)
+    return USER_ERROR if all(one.mistake for one in failed) else FAILED
+
+
+def final_of(folder: Path) -> dict[str, Any]:
+    """What a job's result.json says of its end; empty without one, as after a preview."""
+    try:
+        return dict(json.loads((folder / "result.json").read_text())["final"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def check_values(jobs: Sequence[tuple[int, Command, Job]], program: str) -> None:
     """Refuse a sweep with a job whose values are bad, before the first job runs.
 
     Raises:
@@ -88,7 +138,7 @@ def check_values(jobs: Sequence[tuple[Command, Job]], program: str) -> None:
     if not jobs:
         return
     check = import_module(program).check  # only now, when all jobs could be composed
-    for number, (command, job) in enumerate(jobs):
+    for number, command, job in jobs:
         which = f"job {number} ({' '.join(command.overrides)})"
         try:
             check(job.cfg, here=job.here)
@@ -118,30 +168,48 @@ class _JobError(BaseException):
         self.error = error
 
 
-def _answer(error: Exception, command: Command | None, full: bool) -> int:
+def _answer(error: Exception, checked: Sequence[Command], full: bool) -> int:
     """Print the one line that explains `error`; raise it again if there is none."""
-    line = None if full else explain(error, command)
+    line = None if full else explain(error, checked[-1] if checked else None)
     if line is None:
         raise error
     print(f"error: {line}", file=sys.stderr)
     return USER_ERROR
 
 
-def job_of(program: str) -> Callable[[DictConfig], None]:
-    """What Hydra calls for one job: check its config, then run the program."""
+def job_of(program: str) -> Callable[[DictConfig], str | None]:
+    """What Hydra calls for one job: check its config, then run the program.
 
-    def run_job(cfg: DictConfig) -> None:
+    In a sweep, a job that another process has finished meanwhile is not run, and whatever a job raises becomes one of
+    two plain errors, which can be sent from a worker process.
+    """
+
+    def run_job(cfg: DictConfig) -> str | None:
+        multirun = HydraConfig.get().mode == RunMode.MULTIRUN
         try:
             cfg = adopt(cfg, HydraConfig.get().overrides.task)
             check_config(cfg)
+            folder = Path(HydraConfig.get().runtime.output_dir)
+            kept = find(cfg) if multirun else None
+            if kept is not None and reuse(kept, cfg, folder):
+                return KEPT
             import_module(program).run(cfg)
         except Exception as error:
             line = explain(error)
-            if HydraConfig.get().mode == RunMode.MULTIRUN:
-                # Hydra goes on with the other jobs and raises only the first error, at the very end.
-                print(f"job {HydraConfig.get().job.num} failed: {line or repr(error)}", file=sys.stderr)
-            elif line is not None:
+            if multirun:
+                print(f"job {folder_name()} failed: {line or repr(error)}", file=sys.stderr, flush=True)
+                if line is None:
+                    traceback.print_exc()
+                    raise RuntimeError(repr(error)) from None
+                raise UserError(line) from None
+            if line is not None:
                 raise _JobError(error) from None
             raise
+        return None
 
     return run_job
+
+
+def folder_name() -> str:
+    """The running job's folder, without those above it."""
+    return Path(HydraConfig.get().runtime.output_dir).name

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import itertools
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from backdoor.confdir import conf_dir
 from backdoor.errors import UserError
 from backdoor.finished import adopt
 
-# Composing takes about 0.1 s a job; past this many, the sweep's own check of each batch has to do.
+# Composing takes about 0.1 s a job; past this many, a job is checked as it starts.
 MAX_CHECKED_JOBS = 256
 
 
@@ -32,10 +33,12 @@ class Job:
 
     Attributes:
         cfg: its config, without the `hydra` node.
+        whole: the same as it was composed, with that node.
         here: whether it will run in this process, and not where a launcher plugin sends it.
     """
 
     cfg: DictConfig
+    whole: DictConfig
     here: bool
 
 
@@ -61,11 +64,13 @@ class Command:
 
     def compose(self, overrides: Sequence[str]) -> DictConfig:
         """The config that `overrides` give, with its `hydra` node; raises what Hydra raises."""
-        words = list(overrides)
-        if self.extra is not None:
-            words.append(f"hydra.searchpath=['file://{Path(self.extra).resolve()}']")
+        words = [*overrides, *self.search_words()]
         with initialize_config_dir(config_dir=self.path, job_name="backdoor", version_base="1.3"):
             return compose(config_name=self.name, overrides=words, return_hydra_config=True)
+
+    def search_words(self) -> list[str]:
+        """What `--config-dir` is as an override."""
+        return [] if self.extra is None else [f"hydra.searchpath=['file://{Path(self.extra).resolve()}']"]
 
     def compose_without(self, key: str) -> DictConfig | None:
         """The config as it would be without the overrides of `key`; None if it cannot be composed either."""
@@ -148,28 +153,23 @@ def expand(words: Sequence[str]) -> Iterator[list[str]]:
         yield list(words_of_job)
 
 
-def sweep_jobs(command: Command) -> Iterator[Command]:
-    """A sweep's jobs, one command each; none where `compose` would not see what the run sees."""
-    if not command.composable:
-        return
-    words = [word for word in command.overrides if word != "hydra.mode=MULTIRUN"]
-    for job in itertools.islice(expand(words), MAX_CHECKED_JOBS):
-        yield replace(command, overrides=tuple(job), sweep=False)
-
-
-def check_job(job: Command) -> Job:
+def check_job(job: Command, compose: Callable[[Sequence[str]], DictConfig] | None = None) -> Job:
     """Compose one job's config and check it, so that the tenth job cannot fail after nine have trained.
+
+    Args:
+        compose: in the place of the command's own, for instance a `Composer`'s.
 
     Raises:
         UserError: as `adopt` and `check_config`; and what Hydra raises for a config that cannot be composed.
     """
-    cfg = job.compose(job.overrides)
-    launcher = OmegaConf.select(cfg, "hydra.launcher._target_")
+    whole = (compose or job.compose)(job.overrides)
+    launcher = OmegaConf.select(whole, "hydra.launcher._target_")
+    cfg = copy.deepcopy(whole)
     with open_dict(cfg):
         del cfg["hydra"]  # has required values that only a running job fills
     cfg = adopt(cfg, job.overrides)
     check_config(cfg)
-    return Job(cfg, here=str(launcher).endswith(".BasicLauncher"))
+    return Job(cfg, whole, here=str(launcher).endswith(".BasicLauncher"))
 
 
 def waits_for_hydra(error: BaseException) -> bool:

@@ -19,10 +19,12 @@ from backdoor.crafting import Crafted, craft
 from backdoor.data.sources import DataSet
 from backdoor.digest import file_digest, tensor_digest
 from backdoor.evaluation import Evaluator
+from backdoor.parts import parts_of
 from backdoor.preparation import Preparation
 from backdoor.record import Record
 from backdoor.report.console import closing_table, stage_line
 from backdoor.report.loggers import Label, Sample
+from backdoor.results import keep
 from backdoor.stages import Draws, Finished, Pipeline, Step
 from backdoor.state import Split, State
 
@@ -43,10 +45,15 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     assert isinstance(config, dict)
     record = Record(folder, config)  # type: ignore[arg-type]
     try:
-        result = Experiment(cfg, record).run()
+        experiment = Experiment(cfg, record)
+        result = experiment.run()
     except BaseException as error:
         record.status("failed", f"{type(error).__name__}: {error}")
         raise
+    try:
+        keep(cfg, folder, experiment.store)
+    except OSError as error:  # the run itself is whole
+        experiment.say(f"the result is not kept for later sweeps: {error}")
     closing_table(result, folder)
     return result
 
@@ -74,6 +81,11 @@ class Experiment(Preparation):
     def __init__(self, cfg: DictConfig, record: Record) -> None:
         super().__init__(cfg)
         self.record = record
+        parts = parts_of(cfg)
+        crafted = {part.name: part.mark for part in parts if part.group != "defense"}
+        trained = {part.name: part.mark for part in parts if part.group != "attack"}
+        self.crafting = [replace(step, mark=crafted.get(step.name)) for step in self.crafting]
+        self.steps = [replace(step, mark=trained.get(step.name)) for step in self.steps]
 
     def run(self) -> dict[str, Any]:
         """The straight line."""

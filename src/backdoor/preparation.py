@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-import platformdirs
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -16,7 +14,7 @@ from backdoor.context import RunContext
 from backdoor.data.reserve import split_reserved
 from backdoor.data.sources import DataSet
 from backdoor.state import Split
-from backdoor.store import Store
+from backdoor.store import Store, store_root
 
 
 class Preparation:
@@ -35,7 +33,7 @@ class Preparation:
         self.steps, self.crafting = pieces.steps, pieces.crafting
         if cfg.threads is not None:
             torch.set_num_threads(cfg.threads)
-        self.store = Store(Path(cfg.store.dir or platformdirs.user_cache_dir("backdoor")).expanduser(), self.say)
+        self.store = Store(store_root(cfg.store.dir), self.say)
 
     def say(self, line: str) -> None:
         """One line on the screen."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,11 +18,11 @@ from backdoor.errors import UserError
 from backdoor.report.curves import epoch_curves, stage_curves
 from backdoor.report.environment import environment
 from backdoor.report.figures import loss_histogram, trigger_gallery
+from backdoor.results import SCHEMA
 from backdoor.stages import Finished
 from backdoor.state import Split, State
-from backdoor.store import Store, write_json
+from backdoor.store import Store, link_or_copy, write_json
 
-SCHEMA = 1
 GALLERY = 8
 
 
@@ -59,7 +57,7 @@ class Record:
         name = finished.step.name
         weights = store.folder("victim" if name == "victim" else "stage", key) / "model.safetensors"
         if weights.exists():
-            copy_or_link(weights, self.folder / "weights" / f"{name}.safetensors")
+            link_or_copy(weights, self.folder / "weights" / f"{name}.safetensors")
         if "suspect" in finished.step.stage.provides:
             save_isolated(finished.state, self.folder / f"{name}.npz")
 
@@ -143,14 +141,3 @@ def save_isolated(state: State, path: Path) -> None:
     if state.scores:
         arrays["score"] = list(state.scores.values())[-1][rows].numpy()
     save_npz(path, **arrays)
-
-
-def copy_or_link(source: Path, target: Path) -> None:
-    """A hard link where the file system allows it, so that weights are not stored twice."""
-    temporary = target.with_name(target.name + ".tmp")
-    temporary.unlink(missing_ok=True)
-    try:
-        os.link(source, temporary)
-    except OSError:
-        shutil.copyfile(source, temporary)
-    os.replace(temporary, target)

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+import platformdirs
 from filelock import FileLock, Timeout
 
 from backdoor.errors import UserError
@@ -33,6 +34,23 @@ def write_json(path: Path, value: Any) -> None:
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(json.dumps(value, indent=2) + "\n")
     os.replace(temporary, path)
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """A hard link where the file system allows it, so that weights are not stored twice."""
+    temporary = target.with_name(target.name + ".tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(source, temporary)
+    except OSError:
+        shutil.copyfile(source, temporary)
+    os.replace(temporary, target)
+    temporary.unlink(missing_ok=True)  # renaming one link of a file to another does nothing
+
+
+def store_root(chosen: str | None) -> Path:
+    """The store's folder: `store.dir`, or the user's cache folder."""
+    return Path(chosen or platformdirs.user_cache_dir("backdoor")).expanduser()
 
 
 class Store:

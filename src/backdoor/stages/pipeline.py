@@ -18,11 +18,15 @@ from backdoor.store import Store, fingerprint
 
 @dataclass(frozen=True)
 class Step:
-    """A stage, its name and the resolved config that it was made from (for its key)."""
+    """A stage, its name and the resolved config that it was made from (for its key).
+
+    `mark`, JSON-able, is kept beside the artifact and is no part of its key; plans find it by that.
+    """
 
     name: str
     stage: Stage
     config: Any
+    mark: Any = None
 
 
 @dataclass(frozen=True)
@@ -131,9 +135,8 @@ class Pipeline:
         def load(folder: Path) -> tuple[Outcome, float]:
             return load_outcome(state, folder, self.context, step.stage.provides)
 
-        (outcome, seconds), hit = self.store.fetch(
-            kind_of(step), key, make=make, load=load, describe={"stage": step.config, "common": self.common}
-        )
+        describe = {"stage": step.config, "common": self.common, "mark": step.mark}
+        (outcome, seconds), hit = self.store.fetch(kind_of(step), key, make=make, load=load, describe=describe)
         if not step.stage.control:
             self.keys.update(dict.fromkeys(step.stage.provides, key))
         spent = seconds if hit else time.perf_counter() - started

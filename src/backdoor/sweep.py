@@ -1,0 +1,217 @@
+"""A sweep: what is finished is taken from the store, the rest goes to Hydra's launcher, victims first."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from hydra import initialize_config_dir
+from hydra._internal.callbacks import Callbacks
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, JobStatus, setup_globals
+from hydra.types import HydraContext, RunMode
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from backdoor.cli_check import Command, Job, expand
+from backdoor.errors import UserError
+from backdoor.results import find, reuse, stamp
+
+KEPT = "from the store"
+Task = Callable[[DictConfig], Any]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a job of a sweep ended.
+
+    Attributes:
+        words: its overrides.
+        folder: its folder; None if it never had one.
+        state: done, failed, or `KEPT`.
+        why: the line that explains a failure.
+        mistake: the failure is the user's to mend.
+    """
+
+    words: tuple[str, ...]
+    folder: Path | None
+    state: str
+    why: str = ""
+    mistake: bool = False
+
+
+def all_words(command: Command) -> list[tuple[str, ...]]:
+    """The overrides of every job, victims first: `hydra.sweeper.params` of the config, then the command line's.
+
+    Raises:
+        HydraException: the first job cannot be composed, by which the params are found.
+    """
+    words = [word for word in command.overrides if word != "hydra.mode=MULTIRUN"]
+    first = command.compose(next(expand(words)))
+    params = OmegaConf.select(first, "hydra.sweeper.params") or {}
+    return victims_first([tuple(job) for job in expand([*(f"{key}={value}" for key, value in params.items()), *words])])
+
+
+def victims_first(jobs: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """The jobs, those first that train another victim than all before them, as far as their words tell.
+
+    Jobs that differ in their defense alone share a victim, unless the defense sets rows aside. So workers that start
+    together train different victims, and nobody waits for one while there is other work.
+
+    >>> victims_first([("a=1", "defense=ft"), ("a=1", "defense=abl"), ("a=2", "defense=ft"), ("a=2", "defense=abl")])
+    [('a=1', 'defense=ft'), ('a=2', 'defense=ft'), ('a=1', 'defense=abl'), ('a=2', 'defense=abl')]
+    """
+    seen: Counter[tuple[str, ...]] = Counter()
+    ranks = []
+    for words in jobs:
+        attacked = tuple(word for word in words if not word.lstrip("+~").startswith("defense"))
+        ranks.append(seen[attacked])
+        seen[attacked] += 1
+    return [words for _, words in sorted(zip(ranks, jobs, strict=True), key=lambda pair: pair[0])]
+
+
+def kept_results(jobs: Sequence[Job]) -> list[Path | None]:
+    """The kept result of each job, None for those to run."""
+    once = cache(stamp)  # many jobs name the same files
+
+    def kept(job: Job) -> Path | None:
+        try:
+            return find(job.cfg, once)
+        except OmegaConfBaseException:  # a value that only the running job has; it looks again
+            return None
+
+    return [kept(job) for job in jobs]
+
+
+@contextmanager
+def hydra_of(command: Command, first: Sequence[str]) -> Iterator[tuple[HydraContext, DictConfig]]:
+    """Hydra as it is within a sweep: its context, and the config that all jobs' configs come from."""
+    with initialize_config_dir(config_dir=command.path, job_name="backdoor", version_base="1.3"):
+        hydra = GlobalHydra.instance().hydra
+        assert hydra is not None
+        words = [*first, *command.search_words(), "hydra.mode=MULTIRUN"]
+        master = hydra.compose_config(config_name=command.name, overrides=words, run_mode=RunMode.MULTIRUN)
+        with open_dict(master):
+            master.hydra.overrides.task = [word for word in command.overrides if not is_hydras(word)]
+        callbacks = Callbacks(master)
+        callbacks.on_multirun_start(config=master, config_name=command.name)
+        yield HydraContext(config_loader=hydra.config_loader, callbacks=callbacks), master
+        callbacks.on_multirun_end(config=master, config_name=command.name)
+
+
+def run_sweep(
+    command: Command, words: Sequence[tuple[str, ...]], jobs: Sequence[Job], kept: Sequence[Path | None], task: Task
+) -> list[Ended]:
+    """Fill the folders of the finished jobs and launch the others; how each ended, in the order of `words`.
+
+    Args:
+        jobs: the first of `words`, composed; past them a job looks for a kept result as it starts.
+        kept: of each of `jobs`.
+    """
+    setup_globals()
+    with hydra_of(command, words[0]) as (context, master):
+        sweep_dir = Path(str(master.hydra.sweep.dir))  # resolved here first: all jobs get this very time
+        launcher = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=task, config=master)
+        sweep_dir.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(master, sweep_dir / "multirun.yaml")
+        ended: dict[int, Ended] = {}
+        folders = {number: folder_of(job, number, master) for number, job in enumerate(jobs)}
+        for number, (job, found) in enumerate(zip(jobs, kept, strict=True)):
+            folder = folders[number]
+            if found is not None and folder is not None and reuse(found, job.cfg, folder):
+                write_words(job, words[number], folder, str(master.hydra.output_subdir))
+                ended[number] = Ended(words[number], folder, KEPT)
+        rest = [number for number in range(len(words)) if number not in ended]
+        batch = [launch_words(words[number], folders.get(number), sweep_dir) for number in rest]
+        returns = launcher.launch(batch, initial_job_idx=0) if batch else ()
+        for number, one in zip(rest, returns, strict=True):
+            ended[number] = ended_of(words[number], one)
+    return [ended[number] for number in range(len(words))]
+
+
+def folder_of(job: Job, number: int, master: DictConfig) -> Path | None:
+    """Where Hydra would put the job; None if only the running job can tell."""
+    whole = job.whole
+    OmegaConf.copy_cache(from_config=master, to_config=whole)
+    with open_dict(whole):
+        whole.hydra.job.id = whole.hydra.job.num = number
+    try:
+        return Path(str(whole.hydra.sweep.dir)) / str(whole.hydra.sweep.subdir)
+    except OmegaConfBaseException:
+        return None
+
+
+def launch_words(words: Sequence[str], folder: Path | None, sweep_dir: Path) -> list[str]:
+    """A job's words for the launcher; its folder is said, for a launcher counts only the jobs that it gets."""
+    own = [word for word in words if not is_hydras(word)]
+    if folder is None or not folder.is_relative_to(sweep_dir):
+        return own
+    quoted = str(folder.relative_to(sweep_dir)).replace("\\", "\\\\").replace("'", "\\'")
+    return [*own, f"hydra.sweep.subdir='{quoted}'"]
+
+
+def is_hydras(word: str) -> bool:
+    """Whether a word is about Hydra itself; those are the sweep's, not a job's."""
+    return word.lstrip("+~").startswith(("hydra.", "hydra/"))
+
+
+def write_words(job: Job, words: Sequence[str], folder: Path, subdir: str) -> None:
+    """The job's overrides and config where Hydra would have put them."""
+    place = folder / subdir
+    place.mkdir(exist_ok=True)
+    OmegaConf.save(job.cfg, place / "config.yaml")
+    OmegaConf.save(ListConfig([word for word in words if not is_hydras(word)]), place / "overrides.yaml")
+
+
+def ended_of(words: tuple[str, ...], job: JobReturn) -> Ended:
+    """How a launched job ended."""
+    folder = None if job.hydra_cfg is None else Path(str(job.hydra_cfg.hydra.runtime.output_dir))
+    if job.status == JobStatus.COMPLETED:
+        return Ended(words, folder, KEPT if job.return_value == KEPT else "done")
+    try:
+        why, mistake = str(job.return_value), False
+    except UserError as error:
+        why, mistake = str(error), True
+    except Exception as error:
+        why, mistake = str(error) or repr(error), False
+    return Ended(words, folder, "failed", why, mistake)
+
+
+def closing_lines(ended: Sequence[Ended], results: Mapping[int, Mapping[str, Any]], most: int = 40) -> list[str]:
+    """The table at the end of a sweep: every job, or past `most` only the failed ones, and a line with the counts.
+
+    Args:
+        results: number of a job -> the `final` of its result.json.
+    """
+    lines, changing = [], changing_words(ended)
+    for number, one in enumerate(ended):
+        if len(ended) > most and one.state != "failed":
+            continue
+        shown = [
+            f"{title} {100 * results[number][key]:5.1f}"
+            for key, title in (("c_acc", "C-Acc"), ("asr", "ASR"))
+            if key in results.get(number, {})
+        ]
+        lines.append("  ".join([f"{number:>4}", f"{one.state:<14}", *shown, *changing[number], one.why]).rstrip())
+    counts = Counter(one.state for one in ended)
+    summary = ", ".join(f"{counts[state]:,} {state}" for state in ("done", KEPT, "failed") if counts[state])
+    return [*lines, f"{len(ended):,} jobs: {summary}"]
+
+
+def changing_words(ended: Sequence[Ended]) -> list[list[str]]:
+    """The words of each job that not all have."""
+    counts = Counter(word for one in ended for word in set(one.words))
+    return [[word for word in one.words if counts[word] < len(ended)] for one in ended]
+
+
+def shown_folder(ended: Sequence[Ended]) -> str:
+    """The folder that all jobs lie in, as seen from here; empty if there is none."""
+    folders = [str(one.folder.resolve().parent) for one in ended if one.folder is not None]
+    return os.path.relpath(os.path.commonpath(folders)) if folders else ""

@@ -1,0 +1,1 @@
+"""This package's launcher for several processes, where Hydra looks for plugins."""

@@ -1,0 +1,263 @@
+"""Sweeps: nothing is done twice, victims come first, and one job's failure is that job's alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from backdoor import experiment
+from backdoor.cli_check import check_job, read_command
+from backdoor.composing import Composer
+from backdoor.results import find, result_key, stamp
+from backdoor.sweep import Ended, all_words, closing_lines, launch_words, victims_first
+from conftest import QUICK, numbers, read_json
+from helpers_run import finish, in_process, start
+
+pytestmark = pytest.mark.timeout(600)
+
+JOBS = ("-m", *QUICK, "reserved=0.05", "attack=badnets,blended", "defense=none,ft")
+NAMES = ["0-badnets-none", "1-blended-none", "2-badnets-ft", "3-blended-ft"]
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]:
+    """(store, folder of a finished sweep, what it said)."""
+    folder = tmp_path_factory.mktemp("swept")
+    status, said = in_process(folder / "cache", *JOBS, f"hydra.sweep.dir={folder / 'sweep'}")
+    assert status == 0, said
+    return folder / "cache", folder / "sweep", said
+
+
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The configs that are really run from here on."""
+    real, seen = experiment.run, []
+
+    def run(cfg: Any) -> Any:
+        seen.append(cfg)
+        return real(cfg)
+
+    monkeypatch.setattr(experiment, "run", run)
+    return seen
+
+
+def test_each_victim_is_trained_once_and_before_the_defenses(swept):
+    cache, sweep, said = swept
+    assert sorted(path.name for path in sweep.iterdir() if path.is_dir()) == NAMES
+    states = [read_json(sweep / name, "status.json")["victim"] for name in NAMES]
+    assert states == ["trained", "trained", "hit", "hit"]
+    assert len(list(cache.glob("victim/*/artifact.json"))) == 2
+    assert "4 jobs: 4 done" in said
+    assert "attack=blended  defense=ft" in said
+
+
+def files(folder: Path) -> set[str]:
+    """What a run's record left, without Hydra's own."""
+    found = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return {name for name in found if not name.startswith(".hydra/") and not name.endswith(".log")}
+
+
+def test_a_finished_sweep_is_not_run_again_and_leaves_whole_folders(swept, runs, tmp_path):
+    cache, first, _ = swept
+    words = (*JOBS, "logger=wandb_offline", "progress=false", "trainer.checkpoint_s=7")
+    status, said = in_process(cache, *words, f"hydra.sweep.dir={tmp_path / 'again'}")
+    assert (status, runs) == (0, []), said
+    assert "4 jobs: 4 from the store" in said
+    for name in NAMES:
+        assert files(tmp_path / "again" / name) == files(first / name)
+        assert numbers(tmp_path / "again" / name) == numbers(first / name)
+        assert read_json(tmp_path / "again" / name, "status.json")["victim"] == "hit"
+        config = OmegaConf.load(tmp_path / "again" / name / "config.yaml")
+        assert config.trainer.checkpoint_s == 7
+        overrides = OmegaConf.load(tmp_path / "again" / name / ".hydra" / "overrides.yaml")
+        assert f"attack={name.split('-')[1]}" in overrides
+
+
+def test_only_what_is_new_runs_in_the_place_that_it_has(swept, runs, tmp_path):
+    words = [word.replace("defense=none,ft", "defense=none,ft,ac") for word in JOBS]
+    status, said = in_process(swept[0], *words, f"hydra.sweep.dir={tmp_path}")
+    assert status == 0, said
+    assert [cfg.attack.name for cfg in runs] == ["badnets", "blended"]
+    assert read_json(tmp_path / "5-blended-ac")["defense"] == "ac"
+    assert "6 jobs: 2 done, 4 from the store" in said
+
+
+def test_force_runs_again_and_so_does_a_damaged_result(swept, runs, tmp_path):
+    cache = tmp_path / "cache"
+    shutil.copytree(swept[0], cache)
+    words = [word.replace("defense=none,ft", "defense=none") for word in JOBS]
+    status, said = in_process(cache, *words, "force=true", f"hydra.sweep.dir={tmp_path / 'forced'}")
+    assert (status, len(runs)) == (0, 2), said
+    assert read_json(tmp_path / "forced" / NAMES[0], "status.json")["victim"] == "hit"
+    for kept in cache.glob("result/*/result.json"):
+        kept.write_text('{"schema": 1, "stages": [')
+    status, said = in_process(cache, *words, f"hydra.sweep.dir={tmp_path / 'damaged'}")
+    assert (status, len(runs)) == (0, 4), said
+    status, said = in_process(cache, *words, f"hydra.sweep.dir={tmp_path / 'mended'}")
+    assert (status, len(runs)) == (0, 4), said
+
+
+def test_a_job_that_others_finished_meanwhile_is_not_run(swept, runs, tmp_path, monkeypatch):
+    monkeypatch.setattr("backdoor.cli.MAX_CHECKED_JOBS", 1)  # the others look as they start
+    status, said = in_process(swept[0], *JOBS, f"hydra.sweep.dir={tmp_path}")
+    assert (status, runs) == (0, []), said
+    assert "4 jobs: 4 from the store" in said
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir())[0] == NAMES[0]
+
+
+def config(*words: str) -> Any:
+    return check_job(read_command(words)).cfg
+
+
+def test_a_result_is_told_by_what_can_change_it(tmp_path, monkeypatch):
+    same = ("store.dir=x", "progress=false", "logger=wandb_offline", "force=true", "trainer.checkpoint_s=1")
+    other = ("seed=1", "attack.ratio=0.2", "threads=2", "reserved=0.1", "defense=none", "trainer=debug")
+    key = result_key(config())
+    assert {result_key(config(word)) for word in same} == {key}
+    assert len({key, *(result_key(config(word)) for word in other)}) == 1 + len(other)
+    monkeypatch.setattr("backdoor.results.__version__", "99")
+    assert result_key(config()) != key
+
+
+def test_files_count_by_what_they_are_and_not_by_where(tmp_path):
+    (tmp_path / "one" / "train").mkdir(parents=True)
+    (tmp_path / "one" / "train" / "a.png").write_bytes(b"12")
+    shutil.copytree(tmp_path / "one", tmp_path / "two")  # with its times
+    cfgs = [config("data=folder", f"data.root={tmp_path / name}") for name in ("one", "two")]
+    assert result_key(cfgs[0]) == result_key(cfgs[1])
+    (tmp_path / "two" / "train" / "a.png").write_bytes(b"123")
+    assert result_key(cfgs[0]) != result_key(cfgs[1])
+    assert stamp(str(tmp_path / "nothing")) == str(tmp_path / "nothing")
+
+
+def test_looking_leaves_no_trace(tmp_path):
+    assert find(config(f"store.dir={tmp_path / 'cache'}")) is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_jobs_with_one_victim_are_spread():
+    order = victims_first([(f"attack={a}", f"defense={d}") for a in "xyz" for d in "pq"])
+    assert [words[0][-1] for words in order] == list("xyzxyz")
+    assert victims_first([("seed=1", "~defense.stages.x"), ("seed=1",)]) == [
+        ("seed=1", "~defense.stages.x"),
+        ("seed=1",),
+    ]
+
+
+def test_composed_together_is_composed_alone():
+    words = ("attack=badnets,wanet", "attack.ratio=0.1,0.2", "defense=abl", "model.depth=22", "+extra=1", "seed=2")
+    command = read_command(["-m", *words])
+    composer = Composer(command)
+    for job in all_words(command):
+        whole, alone = composer.compose(job), command.compose(job)
+        assert OmegaConf.to_container(whole.hydra.overrides) == OmegaConf.to_container(alone.hydra.overrides)
+        del whole.hydra, alone.hydra
+        assert whole == alone
+    with pytest.raises(Exception, match="ratoi"):
+        composer.compose(["attack=badnets", "attack.ratoi=0.1"])
+
+
+def test_the_grids_are_what_they_say_and_an_override_cuts_an_axis():
+    assert len(all_words(read_command(["-m", "experiment=backdoorbench"]))) == 8 * 10 * 5 * 5 * 4
+    cut = all_words(read_command(["-m", "experiment=backdoorbench", "data=gtsrb", "defense=abl,ft", "seed=0,1"]))
+    assert len(cut) == 8 * 2 * 5 * 5 * 2
+    grid = all_words(read_command(["-m", "experiment=smoke_grid"]))
+    assert len(grid) == 24
+    assert len({tuple(word for word in job if not word.startswith("defense")) for job in grid[:4]}) == 4
+
+
+def test_an_unknown_key_of_a_sweep_is_told(command):
+    status, _, said = command("-m", "experiment=smoke_grid", "+hydra.sweeper.params.atack=badnets,sig")
+    assert status == 2
+    assert "did you mean 'attack'" in said
+
+
+def test_a_folder_is_said_to_the_launcher_in_words_that_hydra_reads(tmp_path):
+    words = launch_words(["seed=1", "hydra.sweep.dir=x"], tmp_path / "seed=1, it's", tmp_path)
+    assert words[0] == "seed=1"
+    assert read_command(words).compose(words).hydra.sweep.subdir == "seed=1, it's"
+
+
+def test_the_closing_table_says_which_failed_and_why():
+    ended = [Ended((f"seed={n}", "x=1"), None, "done") for n in range(60)]
+    ended[7] = Ended(("seed=7", "x=1"), None, "failed", "seed: bad", mistake=True)
+    lines = closing_lines(ended, {0: {"asr": 0.5}})
+    assert lines == ["   7  failed          seed=7  seed: bad", "60 jobs: 59 done, 1 failed"]
+    assert "ASR  50.0" in closing_lines(ended[:9], {0: {"asr": 0.5}})[0]
+
+
+JOBLIB = (*JOBS, "hydra/launcher=joblib", "hydra.launcher.workers=2")
+
+
+def test_joblib_runs_side_by_side_and_a_failing_job_stops_no_other(run_cli, tmp_path):
+    words = [word.replace("reserved=0.05", "reserved=0.05,5000") for word in JOBLIB]
+    words = [word.replace("defense=none,ft", "defense=none") for word in words]
+    done = run_cli(*words, f"hydra.sweep.dir={tmp_path / 'sweep'}", env={"BACKDOOR_CACHE": str(tmp_path / "cache")})
+    assert done.returncode == 2, done.stderr
+    assert "2 failed" in done.stdout
+    assert "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: 2 of 4 jobs failed; the first: reserved")
+    states = [read_json(path, "status.json")["state"] for path in sorted((tmp_path / "sweep").glob("?-*"))]
+    assert sorted(states) == ["done", "done", "failed", "failed"]
+
+
+def test_a_killed_sweep_goes_on(tmp_path, swept):
+    """The workers outlive their parent for as long as their jobs last: the second sweep waits for what they make."""
+    cache = tmp_path / "cache"
+    words = (*JOBLIB, f"hydra.sweep.dir={tmp_path / 'sweep'}")
+    process = start(cache, tmp_path, *words)
+    while not list(cache.glob("victim/*.part")):
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    finish(start(cache, tmp_path, *words))
+    for name in NAMES:
+        assert numbers(tmp_path / "sweep" / name) == numbers(swept[1] / name)
+    assert len(list(cache.glob("victim/*/artifact.json"))) == 2
+
+
+def test_plan_counts_what_is_there_and_what_is_not(swept, capsys, tmp_path, monkeypatch):
+    from backdoor.plan import run as plan
+
+    monkeypatch.setenv("BACKDOOR_CACHE", str(swept[0]))
+    words = [word.replace("badnets,blended", "badnets,blended,sig").replace("none,ft", "none,ft,ac") for word in JOBS]
+    before = set(swept[0].rglob("*"))
+    assert plan(words) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("jobs                  9  ")
+    assert said.splitlines()[1].startswith("victims               3  used 9 times, 1 to train (")  # sig's alone
+    assert set(swept[0].rglob("*")) == before
+    assert plan(["-m", "attack=badnet"]) == 2
+    assert "did you mean 'badnets'" in capsys.readouterr().err
+
+
+def test_plan_knows_times_of_like_stages(tmp_path):
+    from backdoor.parts import Part
+    from backdoor.plan import Past, grouped, plan_lines, shown_time
+
+    for number, spent in enumerate((100.0, 300.0)):
+        folder = tmp_path / "victim" / str(number)
+        folder.mkdir(parents=True)
+        mark = {"key": f"k{number}", "like": "l"}
+        (folder / "artifact.json").write_text(json.dumps({"of": {"mark": mark}}))
+        (folder / "outcome.json").write_text(json.dumps({"seconds": spent}))
+    (tmp_path / "victim" / "half").mkdir()
+    (tmp_path / "victim" / "half" / "artifact.json").write_text('{"of": ')
+    past = Past.of(tmp_path)
+    parts = [Part("victim", "victim", key, "l") for key in ("k0", "k0", "new")] + [Part("defense", "x", "y", "z")]
+    groups = grouped(parts, {"k0", "new", "y"}, past)
+    victim = groups[1]
+    assert (victim.distinct, victim.uses, victim.todo, victim.seconds, victim.unknown) == (2, 3, 1, 200.0, 0)
+    assert grouped(parts, {"k0"}, past)[1].todo == 0
+    lines = plan_lines(4, 1, groups, 2)
+    assert "at least 3.3 min, 100 s on 2 workers" in lines[-2]
+    assert [shown_time(value) for value in (5, 7200, 86400 * 3)] == ["5 s", "2.0 h", "3.0 days"]

@@ -1,0 +1,66 @@
+"""Worker processes: a device each, and none that dies stops another."""
+
+from __future__ import annotations
+
+import pytest
+
+from backdoor.errors import UserError
+from backdoor.workers import check_device, environment_of, run_all, slots_of
+
+
+def test_each_worker_has_a_device_and_there_are_no_more_than_devices(monkeypatch):
+    assert slots_of(None, [0, 2]) == ["0", "2"]
+    assert slots_of(1, [0, 2]) == ["0"]
+    assert slots_of(None, [0, 0]) == ["0", "0"]
+    assert slots_of(3, None) == [None] * 3
+    for workers, devices in ((3, [0, 1]), (1, []), (0, None), (None, [])):
+        with pytest.raises(UserError, match=r"hydra\.launcher\.workers="):
+            slots_of(workers, devices)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert environment_of("7", 10_000) == {"CUDA_VISIBLE_DEVICES": "7", "OMP_NUM_THREADS": "1"}
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert environment_of(None, 2) == {}
+
+
+def test_a_device_that_is_not_there_is_refused(monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="no CUDA device 5"):
+        check_device("5")
+    check_device(None)
+
+
+def test_a_worker_that_dies_fails_its_call_alone():
+    def call(what: str) -> str:  # nested, so that the worker needs no module of the tests
+        import os
+        import signal
+
+        if what == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if what == "raise":
+            raise KeyError(what)
+        return what + os.environ["DEVICE_OF_TEST"] if what == "env" else what
+
+    results = run_all(call, [("a",), ("die",), ("b",), ("raise",), ("c",)], [None, None])
+    assert [results[place] for place in (0, 2, 4)] == ["a", "b", "c"]
+    assert isinstance(results[1], RuntimeError)
+    assert "died" in str(results[1])
+    assert isinstance(results[3], KeyError)
+
+
+def test_calls_see_their_workers_device(monkeypatch):
+    monkeypatch.setattr("backdoor.workers.check_device", lambda slot: None)
+
+    def call(pause: float) -> str:
+        import os
+        import time
+
+        time.sleep(pause)
+        return os.environ["CUDA_VISIBLE_DEVICES"]
+
+    # A worker that imports the real check would refuse devices that are not here.
+    from backdoor import workers
+
+    monkeypatch.setattr(workers, "on_device", lambda slot, call, arguments: call(*arguments))
+    assert set(run_all(call, [(0.5,)] * 4, ["3", "4"])) == {"3", "4"}

@@ -103,3 +103,12 @@ def test_unwritable_folder(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"store\.dir=.*writable"):
         Store(tmp_path / "file" / "store")
+
+
+def test_a_folder_without_locks_is_refused(tmp_path, monkeypatch):
+    def refuse(self, timeout=None):
+        raise NotImplementedError("FileSystem does not appear to support flock")
+
+    monkeypatch.setattr("backdoor.store.FileLock.acquire", refuse)
+    with pytest.raises(UserError, match=r"store\.dir=.*no file locks"):
+        Store(tmp_path).fetch("kind", "key", make=write("one"), load=read)

@@ -119,13 +119,22 @@ class Store:
 
     @contextmanager
     def lock(self, final: Path) -> Iterator[None]:
-        """Hold the artifact's lock; says so if another process has it."""
+        """Hold the artifact's lock; says so if another process has it.
+
+        Raises:
+            UserError: a file system without locks.
+        """
         guard = FileLock(final.with_name(final.name + ".lock"))
         try:
             guard.acquire(timeout=WAIT_NOTICE_S)
         except Timeout:
             self.say(f"another process is making {final.parent.name} {final.name}: waiting to reuse it")
             guard.acquire()
+        except NotImplementedError:  # filelock's word for a file system without flock
+            raise UserError(
+                f"store.dir={self.root}: this folder's file system has no file locks, so processes could train the "
+                "same thing at once; set store.dir to one that has them (NFSv4, Lustre with flock, a local disk)"
+            ) from None
         try:
             yield
         finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -105,10 +106,13 @@ def test_unwritable_folder(tmp_path):
         Store(tmp_path / "file" / "store")
 
 
-def test_a_folder_without_locks_is_refused(tmp_path, monkeypatch):
-    def refuse(self, timeout=None):
-        raise NotImplementedError("FileSystem does not appear to support flock")
+@pytest.mark.filterwarnings("ignore:flock not supported")
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK])
+def test_a_folder_without_locks_is_refused(tmp_path, monkeypatch, code):
+    def refuse(fd, operation):
+        raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr("backdoor.store.FileLock.acquire", refuse)
+    monkeypatch.setattr("fcntl.flock", refuse)
     with pytest.raises(UserError, match=r"store\.dir=.*no file locks"):
         Store(tmp_path).fetch("kind", "key", make=write("one"), load=read)
+    assert not list(tmp_path.glob("kind/key.part"))

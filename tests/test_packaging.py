@@ -63,7 +63,11 @@ def test_a_wheel_holds_every_yaml_and_every_module(wheel: Path) -> None:
     packed = {str(path.relative_to(wheel)) for path in wheel.rglob("*.py")} - {"backdoor/conf/__init__.py"}
     assert packed == modules
     assert (wheel / "backdoor" / "py.typed").exists()
-    assert {path.name for path in wheel.iterdir()} == {"backdoor", f"backdoor-{__version__}.dist-info"}
+    assert {path.name for path in wheel.iterdir()} == {
+        "backdoor",
+        "hydra_plugins",  # a folder that all plugins of Hydra share
+        f"backdoor-{__version__}.dist-info",
+    }
 
 
 def test_a_wheel_works_from_any_folder(wheel: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -103,3 +104,15 @@ def test_unwritable_folder(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"store\.dir=.*writable"):
         Store(tmp_path / "file" / "store")
+
+
+@pytest.mark.filterwarnings("ignore:flock not supported")
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK])
+def test_a_folder_without_locks_is_refused(tmp_path, monkeypatch, code):
+    def refuse(fd, operation):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with pytest.raises(UserError, match=r"store\.dir=.*no file locks"):
+        Store(tmp_path).fetch("kind", "key", make=write("one"), load=read)
+    assert not list(tmp_path.glob("kind/key.part"))

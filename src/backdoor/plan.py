@@ -104,6 +104,8 @@ def plan_lines(jobs: int, done: int, groups: Sequence[Group], workers: int) -> l
             uses = f"used {group.uses:,} times, {group.todo:,} to train{_time(group)}"
             lines.append(f"{titles[group.name]:<15} {group.distinct:>7,}  {uses}")
     seconds, unknown = sum(group.seconds for group in groups), sum(group.unknown for group in groups)
+    if unknown and not seconds:
+        return [*lines, f"training time   not known: {unknown:,} stages are like none in the store"]
     at_least = "at least " if unknown else ""
     several = f", {shown_time(seconds / workers)} on {workers} workers" if workers > 1 else ""
     lines.append(f"training time   {at_least}{shown_time(seconds)}{several}, by what such stages took before")

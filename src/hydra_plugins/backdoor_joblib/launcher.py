@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,12 @@ class JoblibLauncher(Launcher):
         devices: CUDA devices, one for each worker; a device named twice gets two. None = the worker sees all.
 
     Raises:
-        UserError: more workers than devices, or a number below 1.
+        UserError: joblib is not installed, more workers than devices, or a number below 1.
     """
 
     def __init__(self, *, workers: int | None = None, devices: Sequence[int | str] | None = None) -> None:
+        if find_spec("joblib") is None:
+            raise UserError("hydra/launcher=joblib: joblib is not installed; pip install 'backdoor[launchers]'")
         self.slots = slots_of(workers, devices)
         self.config: DictConfig | None = None
         self.task: TaskFunction | None = None

@@ -60,8 +60,16 @@ def test_the_folder_holds_what_the_readme_promises(default_run):
     stages = ["victim", "isolate", "finetune", "control", "unlearn"]
     result = read_json(default_run)
     assert [entry["name"] for entry in result["stages"]] == stages
-    assert set(result) == {"schema", "data", "attack", "defense", "model", "seed", "stages", "final"}
-    assert (result["schema"], result["attack"], result["defense"]) == (1, "badnets", "abl")
+    named = {"schema", "data", "attack", "defense", "model", "seed", "stages", "final"}
+    assert set(result) == named | {"started", "seconds", "peak_memory", "environment", "config"}
+    assert (result["schema"], result["attack"], result["defense"]) == (2, "badnets", "abl")
+    assert result["model"] == "WideResNet-16-1"
+    assert result["seconds"] > 0
+    assert result["peak_memory"]["ram"] > 1e8  # torch alone is more
+    assert result["environment"] == read_json(default_run, "environment.json")
+    assert result["config"] == OmegaConf.to_container(OmegaConf.load(default_run / "config.yaml"))
+    page = (default_run / "figures" / "index.html").read_text()
+    assert all(f'src="{name}.png"' in page for name in ("trigger", "isolate_loss_gap", "stages", "epochs"))
     assert read_json(default_run, "status.json") == {"state": "done", "victim": "trained"}
     for entry in result["stages"]:
         assert {"c_acc", "c_acc_non_target", "asr", "r_acc", "seconds", "stored"} <= set(entry)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,10 @@ from backdoor.errors import UserError
 from backdoor.report.curves import epoch_curves, stage_curves
 from backdoor.report.environment import environment
 from backdoor.report.figures import loss_histogram, trigger_gallery
-from backdoor.results import SCHEMA
+from backdoor.report.gallery import write_gallery
+from backdoor.report.memory import peak_memory, restart_peaks
+from backdoor.report.names import model_name
+from backdoor.report.records import SCHEMA
 from backdoor.stages import Finished
 from backdoor.state import Split, State
 from backdoor.store import Store, link_or_copy, write_json
@@ -36,12 +41,15 @@ class Record:
         self.history: list[dict[str, Any]] = []
         self.figures: list[Path] = []
         self.victim = "none"
+        self.environment = environment()
+        self.started, self.clock = datetime.now(UTC), time.perf_counter()
+        restart_peaks()
         try:
             for part in (folder, folder / "weights", folder / "figures"):
                 part.mkdir(parents=True, exist_ok=True)
             self.status("running")
             (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
-            write_json(folder / "environment.json", environment())
+            write_json(folder / "environment.json", self.environment)
         except OSError as error:
             raise UserError(f"hydra.run.dir={folder}: cannot be written ({error.strerror})") from None
 
@@ -109,24 +117,33 @@ class Record:
             self.figures.append(stage_curves(self.stages, self.folder / "figures" / "stages.png"))
         if self.history:
             self.figures.append(epoch_curves(self.history, self.folder / "figures" / "epochs.png"))
+        result = self.result()
+        write_gallery(self.folder, result)
+        write_json(self.folder / "result.json", result)
+        self.status("done")
+        return result
+
+    def result(self) -> dict[str, Any]:
+        """The content of result.json: enough to know what was run, where, and what came out, without another file."""
         shown = [stage for stage in self.stages if not stage.get("control")]
         # What holds at the end: of the last stage that measured it. A pure detector leaves the victim as it was.
         merged = {name: value for stage in shown for name, value in stage.items()}
-        final = {name: value for name, value in merged.items() if name not in ("name", "seconds", "stored")}
-        result = {
+        return {
             "schema": SCHEMA,
             "data": self.config["data"]["name"],
             "attack": self.config["attack"]["name"],
             "defense": self.config["defense"]["name"],
-            "model": self.config["model"]["_target_"].rsplit(".", 1)[-1],
+            "model": model_name(self.config["model"]),
             "seed": self.config["seed"],
             **({"crafting": self.crafting} if self.crafting else {}),
             "stages": self.stages,
-            "final": final,
+            "final": {name: value for name, value in merged.items() if name not in ("name", "seconds", "stored")},
+            "started": self.started.isoformat(timespec="seconds"),
+            "seconds": round(time.perf_counter() - self.clock, 2),
+            "peak_memory": peak_memory(),
+            "environment": self.environment,
+            "config": self.config,
         }
-        write_json(self.folder / "result.json", result)
-        self.status("done")
-        return result
 
 
 def save_isolated(state: State, path: Path) -> None:

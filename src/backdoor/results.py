@@ -17,9 +17,9 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from backdoor import __version__
+from backdoor.report.records import SCHEMA
 from backdoor.store import META, Store, fingerprint, link_or_copy, store_root, write_json
 
-SCHEMA = 1  # of result.json
 KIND = "result"
 # They say where things go and what is shown, not what comes out.
 APART = ("store", "logger", "progress", "force")

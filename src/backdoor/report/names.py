@@ -16,3 +16,16 @@ def shown_name(stage: Mapping[str, Any], gap: str = " ") -> str:
     name = str(stage["name"])
     marked = stage.get("control") and "control" not in name.lower()
     return f"{name}{gap}(control)" if marked else name
+
+
+def model_name(config: Mapping[str, Any]) -> str:
+    """What tells a model from others of its kind: its name or its class, and its whole numbers.
+
+    Args:
+        config: the `model` part of a run's config.
+
+    >>> model_name({"_target_": "backdoor.models.WideResNet", "depth": 16, "widen": 1, "resize": None})
+    'WideResNet-16-1'
+    """
+    name = config.get("name") or str(config["_target_"]).rsplit(".", 1)[-1]
+    return "-".join([str(name), *(str(value) for value in config.values() if type(value) is int)])

@@ -1,0 +1,187 @@
+"""Finding and reading result.json: thousands of records, some of them damaged, without a word of torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from backdoor.errors import UserError
+
+# What `Record` writes. Raise it when a reader of the older form would misread the newer one.
+SCHEMA = 2
+RESULT, STATUS = "result.json", "status.json"
+METRICS = ("c_acc", "c_acc_non_target", "asr", "r_acc", "der")
+FOUND = ("precision", "recall", "fpr", "f1", "auroc")
+TEXTS = ("data", "model", "attack", "defense", "started")
+# Runs whose configs differ in nothing else are the same experiment, made with another seed or on another machine.
+INCIDENTAL = ("seed", "store", "logger", "progress", "threads")
+
+Row = dict[str, Any]
+
+
+class BadRecord(ValueError):
+    """A record that cannot be used; the message says why, in a few words."""
+
+
+@dataclass
+class Collected:
+    """What a search found.
+
+    Attributes:
+        rows: one a record, as `row_of` makes them, with `folder`: the run's folder.
+        skipped: folder -> why its record is left out.
+    """
+
+    rows: list[Row] = field(default_factory=list)
+    skipped: dict[Path, str] = field(default_factory=dict)
+
+
+def collect(folders: Iterable[Path]) -> Collected:
+    """Read every record below `folders`; none that is bad stops the others.
+
+    Raises:
+        UserError: a folder that is not there.
+    """
+    found = Collected()
+    for folder in run_folders(folders):
+        try:
+            found.rows.append({**row_of(read(folder)), "folder": folder})
+        except BadRecord as error:
+            found.skipped[folder] = str(error)
+    return found
+
+
+def run_folders(folders: Iterable[Path]) -> Iterator[Path]:
+    """Every folder with a result.json or a status.json, once, in the order of the names. Links are not followed.
+
+    Raises:
+        UserError: a folder that is not there.
+    """
+    seen: set[Path] = set()
+    for top in folders:
+        if not top.is_dir():
+            raise UserError(
+                f"{top}: expected a folder with runs, found none; name outputs, multirun or folders in them"
+            )
+        for name, inner, files in os.walk(top.resolve()):
+            inner.sort()
+            if RESULT in files or STATUS in files:
+                inner.clear()  # no run lies in another one
+                folder = Path(name)
+                if folder not in seen:
+                    seen.add(folder)
+                    yield folder
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """The record of a run's folder.
+
+    Raises:
+        BadRecord: there is none yet, it is no JSON to its end, or it has another schema.
+    """
+    try:
+        record = json.loads((folder / RESULT).read_bytes())
+    except FileNotFoundError:
+        raise BadRecord(f"no {RESULT} ({_state(folder)})") from None
+    except OSError as error:
+        raise BadRecord(f"{RESULT} cannot be read ({error.strerror})") from None
+    except (ValueError, RecursionError):
+        raise BadRecord(f"{RESULT} is damaged or half-written") from None
+    if not isinstance(record, dict) or type(record.get("schema")) is not int:
+        raise BadRecord(f"{RESULT} is no record of a run (it has no schema)")
+    if record["schema"] < SCHEMA:
+        raise BadRecord(
+            f"schema {record['schema']}, expected {SCHEMA}: made by an older backdoor; run it again "
+            "(what the store still has is not trained again)"
+        )
+    if record["schema"] > SCHEMA:
+        raise BadRecord(f"schema {record['schema']}, expected {SCHEMA}: made by a newer backdoor; update this one")
+    return record
+
+
+def _state(folder: Path) -> str:
+    """What a run without a result says of itself."""
+    try:
+        status = json.loads((folder / STATUS).read_bytes())
+        error = f": {status['error']}" if status.get("error") else ""
+        return " ".join(f"{status['state']}{error}".split())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return "state unknown"
+
+
+def row_of(record: Mapping[str, Any]) -> Row:
+    """A record as one flat row; what is not known is None.
+
+    Returns:
+        data, model, attack, defense, ratio, ratio_of, seed; the final metrics as fractions, `victim_c_acc` and
+        `victim_asr` before the defense, and the last detection (`precision`, ...); `seconds` of the job, `ram` and
+        `gpu` (peaks in bytes), `started` (ISO 8601, UTC), `commit`; `source`, what attack.run named; and `settings`, a
+        digest of the config without its seed.
+
+    Raises:
+        BadRecord: a part is missing or is not what it should be.
+    """
+    config, final, stages = _part(record, "config", dict), _part(record, "final", dict), _part(record, "stages", list)
+    peaks, machine = _part(record, "peak_memory", dict), _part(record, "environment", dict)
+    before = next((stage for stage in stages if isinstance(stage, dict) and stage.get("name") == "victim"), {})
+    detection = final.get("detection", {})
+    attack = _part(config, "attack", dict)
+    row: Row = {name: _part(record, name, str) for name in TEXTS}
+    kind = attack.get("ratio_of")
+    row |= {"ratio": _number(attack, "ratio"), "ratio_of": None if kind is None else str(kind)}
+    row["seed"] = _part(record, "seed", int)
+    row |= {name: _fraction(final, name) for name in METRICS}
+    row |= {f"victim_{name}": _fraction(before, name) for name in ("c_acc", "asr")}
+    row |= {name: _fraction(detection, name) for name in FOUND}
+    row |= {"seconds": _number(record, "seconds"), "ram": _number(peaks, "ram"), "gpu": _number(peaks, "gpu")}
+    git = machine.get("git")
+    row["commit"] = str(git.get("commit")) if isinstance(git, dict) else None
+    source = attack.get("run")
+    return row | {"source": None if source is None else str(source), "settings": settings(config)}
+
+
+def settings(config: Mapping[str, Any]) -> str:
+    """A digest (8 digits) of what was run, whatever its seed and wherever it was."""
+    told = {name: value for name, value in config.items() if name not in INCIDENTAL}
+    # With attack.run each seed has a folder of its own, and its attack and model are in this config, too.
+    told["attack"] = {name: value for name, value in config["attack"].items() if name != "run"}
+    return hashlib.blake2b(json.dumps(told, sort_keys=True).encode(), digest_size=4).hexdigest()
+
+
+def newest(rows: Sequence[Row]) -> list[Row]:
+    """Of records with the same settings and seed only the one that was started last, sorted by what was run."""
+    kept: dict[tuple[Any, ...], Row] = {}
+    for row in sorted(rows, key=lambda row: row["started"]):
+        kept[(row["settings"], row["seed"], row["source"])] = row
+    return sorted(kept.values(), key=order)
+
+
+def order(row: Row) -> tuple[Any, ...]:
+    """Sorts by data, model, attack, ratio, defense (no defense first) and seed."""
+    ratio = -1.0 if row["ratio"] is None else row["ratio"]
+    return (row["data"], row["model"], row["attack"], ratio, row["defense"] != "none", row["defense"], row["seed"])
+
+
+def _part(record: Mapping[str, Any], name: str, kind: type) -> Any:
+    if type(record.get(name)) is not kind:
+        raise BadRecord(f"{RESULT} is damaged: expected {name} to be {kind.__name__}, got {record.get(name)!r:.40}")
+    return record[name]
+
+
+def _number(values: Mapping[str, Any], name: str) -> float | None:
+    value = values.get(name) if isinstance(values, Mapping) else None
+    if value is not None and (type(value) not in (int, float) or not 0 <= value < float("inf")):
+        raise BadRecord(f"{RESULT} is damaged: expected {name} to be a number of at least 0, got {value!r:.40}")
+    return value
+
+
+def _fraction(values: Mapping[str, Any], name: str) -> float | None:
+    value = _number(values, name)
+    if value is not None and value > 1:
+        raise BadRecord(f"{RESULT} is damaged: expected {name} to be a fraction from 0 to 1, got {value!r:.40}")
+    return value

@@ -91,9 +91,7 @@ def main() -> None:
         page = out / "index.html"
         floor, whole = median(floors), median(times)
         print(f"{args.records:,} records of {size:,} bytes; the page has {page.stat().st_size / 1e6:.1f} MB")
-        print(
-            f"read and parse alone: {floor:.2f} s; backdoor.report, a whole process: {whole:.2f} s ({whole / floor:.1f}x)"
-        )
+        print(f"read and parse alone: {floor:.2f} s; backdoor.report, a process: {whole:.2f} s ({whole / floor:.1f}x)")
         if PROGRAM is not None:
             measure_page(page, args.turns)
 
@@ -101,16 +99,18 @@ def main() -> None:
 def measure_page(page: Path, turns: int) -> None:
     """Print the times in Chromium: until the table is there, until the charts are, and of a sort."""
     with Browser() as browser:
-        browser.open(page, until=CHARTS)  # the first page that a browser opens pays for the browser's start
+        browser.open(page, until=TABLE)  # the first page that a browser opens pays for the browser's start
         tables, charts, sorts = [], [], []
         for _ in range(turns):
             tables.append(browser.open(page, until=TABLE))
-            start = time.perf_counter()
-            browser.wait(CHARTS)
-            charts.append(tables[-1] + time.perf_counter() - start)
             sorts.append(browser.value(SORT) / 1000)
+            start = time.perf_counter()
+            browser.value("document.getElementById('charts').scrollIntoView()")
+            browser.wait(CHARTS)
+            charts.append(time.perf_counter() - start)
     print(
-        f"page: table {median(tables):.2f} s, charts {median(charts):.2f} s after opening; sorted in {median(sorts):.2f} s"
+        f"page: table {median(tables):.2f} s, sort {median(sorts):.2f} s, "
+        f"charts once scrolled to {median(charts):.2f} s"
     )
 
 

@@ -27,12 +27,16 @@ POLICY = (
     "default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval' blob:; style-src 'unsafe-inline'; "
     "img-src data: blob:; font-src data:"
 )
-# The charts' library is large, so that it waits until the table is there.
+# The charts' library is large: it waits until the table is there and somebody scrolls to the charts.
 DRAW = """function () {
     const later = document.getElementById("later"), charts = document.getElementById("charts");
     if (later === null) return;
     later.remove();
-    setTimeout(() => charts.append(document.importNode(later.content, true)), 50);
+    new IntersectionObserver((seen, observer) => {
+        if (!seen.some(one => one.isIntersecting)) return;
+        observer.disconnect();
+        charts.append(document.importNode(later.content, true));
+    }).observe(charts);
 }"""
 PAGE = """<!doctype html>
 <html lang="en">
@@ -108,10 +112,12 @@ def table(runs: pl.DataFrame, out: Path) -> str:
             allow_html=True,  # all text is escaped above
             show_dtypes=False,
             display_logo_when_loading=False,
+            text_in_header_can_be_selected=False,  # or a click on it would not sort
             maxBytes=0,
             classes="display nowrap compact",
             style="width:100%",
             pageLength=25,
+            autoWidth=False,  # else the widest text of each column is looked for in all rows
             ordering={"indicators": False, "handler": True},
             columnDefs=[
                 {"targets": places(NAMES), "columnControl": ["order", ["searchList"]]},

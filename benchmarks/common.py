@@ -64,8 +64,8 @@ def cifar(root: str, cache: Path) -> DataSet:
     return source.load(cache, progress=False)
 
 
-def loop_arguments(text: str | None, items: int) -> argparse.Namespace:
-    """What scripts take that compare a pass over all images with a loop of batch size 1."""
+def loop_arguments(text: str | None, items: int) -> argparse.ArgumentParser:
+    """A parser with what scripts take that compare a pass over all images with a loop of batch size 1."""
     parser = arguments(text)
     add_data_root(parser)
     add_cache(parser)
@@ -73,7 +73,7 @@ def loop_arguments(text: str | None, items: int) -> argparse.Namespace:
     parser.add_argument("--count", type=int, default=50_000, help="images of the pass")
     parser.add_argument("--device", default="cpu")
     parser.set_defaults(turns=3)
-    return parser.parse_args()
+    return parser
 
 
 def twins(device: torch.device) -> tuple[WideResNet, WideResNet]:

@@ -78,7 +78,7 @@ def convolutions(model: nn.Module, count: int, device: torch.device, batch: int 
 
 
 def main() -> None:
-    args = loop_arguments(__doc__, items=1500)
+    args = loop_arguments(__doc__, items=1500).parse_args()
     use_threads(args.threads)
     device = torch.device(args.device)
     plain, model = twins(device)

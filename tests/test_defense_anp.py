@@ -138,8 +138,10 @@ def test_scales_alone_change_and_saved_is_evaluated(attacked, tmp_path, statisti
     loaded, _ = load_outcome(state, tmp_path, context(), stage.provides)
     images = test.images.float() / 255
     assert torch.equal(loaded.state.model(images), outcome.state.model(images))
+    tried = list(stage.tried(state, loaded.state))
+    assert torch.equal(tried[found["pruning_curve"]["x"].index(0.2)](images), outcome.state.model(images))
     assert isinstance(stage, Draws)
-    assert stage.figures(loaded.state, tmp_path / "figures", "mask")[0].stat().st_size > 1000
+    assert stage.figures(loaded.state, tmp_path / "figures", "mask", {})[0].stat().st_size > 1000
     again = stage.run(state, context(), name="mask", work=tmp_path).state.findings["neuron_masks"]
     assert all(torch.equal(part, found["neuron_masks"][name]) for name, part in again.items())
 

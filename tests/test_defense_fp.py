@@ -144,8 +144,13 @@ def test_pruning_keeps_accuracy_and_the_incoming_model(attacked, tmp_path):
     loaded, _ = load_outcome(state, tmp_path, context(), stage.provides)
     images = test.images.float() / 255
     assert torch.equal(loaded.state.model(images), outcome.state.model(images))
+    tried = list(stage.tried(state, loaded.state))
+    curve = loaded.state.findings["pruning_curve"]
+    assert len(tried) == len(curve["x"])
+    assert torch.equal(tried[curve["x"].index(curve["chosen"])](images), outcome.state.model(images))
     assert isinstance(stage, Draws)
-    assert stage.figures(loaded.state, tmp_path / "figures", "prune")[0].stat().st_size > 1000
+    entry = {"tried": [{"asr": 0.5} for _ in tried]}
+    assert stage.figures(loaded.state, tmp_path / "figures", "prune", entry)[0].stat().st_size > 1000
 
 
 def test_fine_tuning_leaves_pruned_weights_at_zero(attacked, tmp_path):

@@ -79,7 +79,7 @@ def test_the_backdoor_is_found_and_said(judged, tmp_path):
     assert set(found) == Invert.provides
     stage = Invert()
     assert isinstance(stage, Draws)
-    (path,) = stage.figures(outcome.state, tmp_path, "invert")
+    (path,) = stage.figures(outcome.state, tmp_path, "invert", {})
     with Image.open(path) as picture:
         assert min(picture.size) > 100
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from backdoor.inference import predict
 from backdoor.metrics import defense_effectiveness_rating, detection_metrics, evaluate_predictions
-from backdoor.stages import Finished
+from backdoor.stages import Finished, Tries
 from backdoor.state import Split, Truth
 
 
@@ -63,6 +63,9 @@ class Evaluator:
         detection = self.detection(finished)
         if detection:
             entry["detection"] = detection
+        if isinstance(finished.step.stage, Tries) and len(self.few.test_clean):
+            models = finished.step.stage.tried(finished.before, finished.state)
+            entry["tried"] = [self.monitor(model) for model in models]
         if finished.numbers():
             entry["findings"] = finished.numbers()
         entry["seconds"] = round(finished.seconds, 2)

@@ -170,13 +170,13 @@ class Experiment(Preparation):
             self.record.draw_scores(finished, poisoned.truth.poisoned)
             if isinstance(finished.step.stage, Draws):
                 self.record.figures += finished.step.stage.figures(
-                    finished.state, self.record.folder / "figures", finished.step.name
+                    finished.state, self.record.folder / "figures", finished.step.name, entry
                 )
             stage_line(finished.step.name, entry, finished.seconds, note="from the store" if finished.hit else "")
 
         steps = self.steps
         if state.model is not None:
-            given = Finished(Step("victim", Given(), None), state, key="", hit=False, seconds=0.0)
+            given = Finished(Step("victim", Given(), None), state, state, key="", hit=False, seconds=0.0)
             report(crafted.victim or given)
             steps = [step for step in steps if step.name != "victim"]
         pipeline.run(state, steps, report)

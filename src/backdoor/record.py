@@ -29,6 +29,7 @@ from backdoor.state import Split, State
 from backdoor.store import Store, link_or_copy, write_json
 
 GALLERY = 8
+OF_ONE_STAGE = ("name", "seconds", "stored", "tried")  # never part of `final`
 
 
 class Record:
@@ -137,7 +138,7 @@ class Record:
             "seed": self.config["seed"],
             **({"crafting": self.crafting} if self.crafting else {}),
             "stages": self.stages,
-            "final": {name: value for name, value in merged.items() if name not in ("name", "seconds", "stored")},
+            "final": {name: value for name, value in merged.items() if name not in OF_ONE_STAGE},
             "started": self.started.isoformat(timespec="seconds"),
             "seconds": round(time.perf_counter() - self.clock, 2),
             "peak_memory": peak_memory(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from matplotlib.figure import Figure
 from backdoor.data.loader import mix
 from backdoor.data.reserve import stratified
 from backdoor.errors import UserError, suggest
-from backdoor.report.draw import BLUE, GREY, ORANGE, plain, save
+from backdoor.report.draw import BLUE, GREEN, GREY, ORANGE, plain, save
 from backdoor.state import Split, State
 
 DROPS = ("absolute", "relative")
@@ -67,25 +68,39 @@ def hold_out(reserved: Split, share: float, seed: int, *, least: int = 1) -> tup
     return reserved.take(rest.nonzero().flatten()), reserved.take(held)
 
 
-def pruning_figure(state: State, path: Path, *, xlabel: str, title: str) -> Path:
-    """Clean accuracy on the held-out rows against how much is pruned, with what was chosen.
+def pruning_figure(state: State, entry: Mapping[str, Any], path: Path, *, xlabel: str, title: str) -> Path:
+    """Clean accuracy on the held-out rows against how much is pruned, with what was chosen; ASR for the record.
 
     Args:
         state: its finding `pruning_curve` holds `x` and `c_acc` (lists of equally many numbers, accuracies as
             fractions), `lowest` (the least that is accepted, or None) and `chosen` (one of `x`, or None).
+        entry: what the evaluator measured; its `tried`, where it is there, has the `asr` at each of `x`, on test
+            images that the choice never saw.
         path: .png, .svg or .pdf file.
     """
     curve = state.findings["pruning_curve"]
     figure = Figure(figsize=(6.0, 3.6), dpi=150, layout="constrained")
     axes = figure.subplots()
-    axes.plot(curve["x"], [100 * value for value in curve["c_acc"]], "o-", color=BLUE, ms=4, lw=1.8, label="C-Acc")
+    axes.plot(
+        curve["x"],
+        [100 * value for value in curve["c_acc"]],
+        "o-",
+        color=BLUE,
+        ms=4,
+        lw=1.8,
+        label="C-Acc, held-out trusted images",
+    )
+    tried = entry.get("tried", [])
+    if tried and all("asr" in one for one in tried):
+        values = [100 * one["asr"] for one in tried]
+        axes.plot(curve["x"], values, "s-", color=GREEN, ms=3, lw=1, label="ASR, test images (for the record)")
     if curve["lowest"] is not None:
         axes.axhline(100 * curve["lowest"], color=GREY, ls=":", lw=1.5, label="least accepted")
     if curve["chosen"] is not None:
         axes.axvline(curve["chosen"], color=ORANGE, ls="--", lw=1.5, label="chosen")
     axes.set_ylim(-3, 103)
     axes.set_xlabel(xlabel)
-    axes.set_ylabel("held-out trusted images (%)")
+    axes.set_ylabel("%")
     axes.set_title(title, fontsize=11, parse_math=False)
     plain(axes)
     axes.legend(fontsize=9, frameon=False)

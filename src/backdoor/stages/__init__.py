@@ -1,8 +1,8 @@
 """The steps that defenses are made of."""
 
-from backdoor.stages.base import Draws, Outcome, Stage
+from backdoor.stages.base import Draws, Outcome, Stage, Tries
 from backdoor.stages.fit import Fit
 from backdoor.stages.mark import Mark
 from backdoor.stages.pipeline import Finished, Pipeline, Step, check_chain
 
-__all__ = ["Draws", "Finished", "Fit", "Mark", "Outcome", "Pipeline", "Stage", "Step", "check_chain"]
+__all__ = ["Draws", "Finished", "Fit", "Mark", "Outcome", "Pipeline", "Stage", "Step", "Tries", "check_chain"]

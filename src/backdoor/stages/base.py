@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
+
+from torch import nn
 
 from backdoor.context import RunContext
 from backdoor.state import State
@@ -42,6 +45,18 @@ class Stage(Protocol):
 class Draws(Protocol):
     """A stage that draws what it found; asked once it has finished, also when its outcome came from the store."""
 
-    def figures(self, state: State, folder: Path, name: str) -> list[Path]:
-        """Draw into `folder` from what is in `state`; `name` is the stage's. Returns the files."""
+    def figures(self, state: State, folder: Path, name: str, entry: Mapping[str, Any]) -> list[Path]:
+        """Draw into `folder` from what is in `state`; `name` is the stage's, `entry` what the evaluator measured.
+
+        Returns the files.
+        """
+        ...
+
+
+@runtime_checkable
+class Tries(Protocol):
+    """A stage that chose among several models without knowing the truth; the evaluator shows what each would do."""
+
+    def tried(self, before: State, after: State) -> Iterator[nn.Module]:
+        """The models, in the order of the stage's curve; `before` and `after` it."""
         ...

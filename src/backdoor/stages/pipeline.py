@@ -31,9 +31,10 @@ class Step:
 
 @dataclass(frozen=True)
 class Finished:
-    """A stage that has run, as the evaluator gets it."""
+    """A stage that has run, as the evaluator gets it; `before` is the state that it began with."""
 
     step: Step
+    before: State
     state: State
     key: str
     hit: bool
@@ -140,4 +141,4 @@ class Pipeline:
         if not step.stage.control:
             self.keys.update(dict.fromkeys(step.stage.provides, key))
         spent = seconds if hit else time.perf_counter() - started
-        return Finished(step, outcome.state, key, hit, spent, outcome.history)
+        return Finished(step, state, outcome.state, key, hit, spent, outcome.history)

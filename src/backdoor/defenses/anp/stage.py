@@ -192,11 +192,19 @@ class MaskNeurons:
             "chosen": chosen,
         }
 
-    def figures(self, state: State, folder: Path, name: str) -> list[Path]:
+    def tried(self, before: State, after: State) -> Iterator[nn.Module]:
+        """The model cut at each threshold of the curve."""
+        assert before.model is not None
+        for threshold in after.findings["pruning_curve"]["x"]:
+            model = copy.deepcopy(before.model)
+            prune_neurons(model, {name: part <= threshold for name, part in after.findings["neuron_masks"].items()})
+            yield model
+
+    def figures(self, state: State, folder: Path, name: str, entry: Mapping[str, Any]) -> list[Path]:
         """Clean accuracy against the threshold."""
         path = folder / f"{name}_curve.png"
         title = f"{name}: {state.findings['pruned_neurons']:,} neurons pruned"
-        return [pruning_figure(state, path, xlabel="threshold of the masks", title=title)]
+        return [pruning_figure(state, entry, path, xlabel="threshold of the masks", title=title)]
 
 
 def check_range(setting: str, value: Any, *, least: float, most: float, hint: str = "") -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -101,10 +102,21 @@ class PruneDormant:
         )
         return Outcome(replace(state, model=model, findings={**state.findings, **found}))
 
-    def figures(self, state: State, folder: Path, name: str) -> list[Path]:
+    def tried(self, before: State, after: State) -> Iterator[nn.Module]:
+        """The model pruned to each share of the curve."""
+        assert before.model is not None
+        order = dormant_first(after.findings["channel_activation"])
+        device = next(before.model.parameters()).device
+        unit = find_unit(copy.deepcopy(before.model), to_float(before.train.images[:2].to(device)))
+        for share in after.findings["pruning_curve"]["x"]:
+            model = copy.deepcopy(before.model)
+            prune_channels(model, unit, order[: round(share * unit.channels)])
+            yield model
+
+    def figures(self, state: State, folder: Path, name: str, entry: Mapping[str, Any]) -> list[Path]:
         """Clean accuracy against the share that is pruned."""
-        path = folder / f"{name}_curve.png"
-        return [pruning_figure(state, path, xlabel="share of channels pruned", title=f"{name}: dormant channels first")]
+        path, title = folder / f"{name}_curve.png", f"{name}: dormant channels first"
+        return [pruning_figure(state, entry, path, xlabel="share of channels pruned", title=title)]
 
 
 def measure(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -131,7 +132,7 @@ class Invert:
             )
         return lines
 
-    def figures(self, state: State, folder: Path, name: str) -> list[Path]:
+    def figures(self, state: State, folder: Path, name: str, entry: Mapping[str, Any]) -> list[Path]:
         """Mask, pattern and their product of every class."""
         found = state.findings
         path = folder / f"{name}_triggers.png"

@@ -37,6 +37,7 @@ from backdoor.list import groups
 from backdoor.plugins import package_dirs, register
 from backdoor.results import find, reuse
 from backdoor.sweep import KEPT, all_words, closing_lines, kept_results, run_sweep, shown_folder
+from backdoor.sweep_progress import noted
 
 FAILED = 1
 USER_ERROR = 2
@@ -185,7 +186,13 @@ def job_of(program: str) -> Callable[[DictConfig], str | None]:
     """
 
     def run_job(cfg: DictConfig) -> str | None:
-        multirun = HydraConfig.get().mode == RunMode.MULTIRUN
+        hydra_cfg = HydraConfig.get()
+        if hydra_cfg.mode != RunMode.MULTIRUN:
+            return run_one(cfg, False)
+        with noted(Path(hydra_cfg.sweep.dir), hydra_cfg.job.num, Path(hydra_cfg.runtime.output_dir)):
+            return run_one(cfg, True)
+
+    def run_one(cfg: DictConfig, multirun: bool) -> str | None:
         try:
             cfg = adopt(cfg, HydraConfig.get().overrides.task)
             check_config(cfg)

@@ -97,6 +97,7 @@ class RunContext:
     progress: bool = True
     monitor: Callable[[nn.Module], dict[str, float]] | None = None
     on_epoch: Callable[[dict[str, Any]], None] = field(default=lambda row: None)
+    on_stage: Callable[[str], None] = field(default=lambda name: None)
     say: Callable[[str], None] = print
 
     def make_model(self) -> nn.Module:

@@ -112,6 +112,18 @@ class Experiment(Preparation):
             self.logger.finish(result, self.record.figures)
         return result
 
+    def context(self, data: DataSet) -> RunContext:
+        """What stages may use; the run's folder says how far they are."""
+
+        def on_stage(name: str) -> None:
+            self.record.status("running", stage=name)
+
+        def on_epoch(row: dict[str, Any]) -> None:
+            self.logger.log(row)
+            self.record.status("running", stage=row["stage"], epoch=row["epoch"])
+
+        return replace(super().context(data), on_stage=on_stage, on_epoch=on_epoch)
+
     def poison(self, data: DataSet, context: RunContext) -> tuple[Poisoned, Split | None, Crafted]:
         """The attacked data, the trusted rows that were set aside before, and what the attacker made first."""
         train, test, reserved = self.splits(data)

@@ -54,9 +54,9 @@ class Record:
         except OSError as error:
             raise UserError(f"hydra.run.dir={folder}: cannot be written ({error.strerror})") from None
 
-    def status(self, state: str, error: str | None = None) -> None:
-        """Write status.json: `state` is running, done or failed."""
-        status = {"state": state, "victim": self.victim}
+    def status(self, state: str, error: str | None = None, **where: Any) -> None:
+        """Write status.json: `state` is running, done or failed; `where` says how far a running one is."""
+        status = {"state": state, "victim": self.victim, **where}
         write_json(self.folder / "status.json", status | ({"error": error} if error else {}))
 
     def stage(self, finished: Finished, entry: dict[str, Any], store: Store, key: str) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from hydra import initialize_config_dir
 from hydra._internal.callbacks import Callbacks
+from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus, setup_globals
@@ -23,6 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from backdoor.cli_check import Command, Job, expand
 from backdoor.errors import UserError
 from backdoor.results import find, reuse, stamp
+from backdoor.sweep_progress import watching
 
 KEPT = "from the store"
 Task = Callable[[DictConfig], Any]
@@ -130,7 +132,9 @@ def run_sweep(
                 ended[number] = Ended(words[number], folder, KEPT)
         rest = [number for number in range(len(words)) if number not in ended]
         batch = [launch_words(words[number], folders.get(number), sweep_dir) for number in rest]
-        returns = launcher.launch(batch, initial_job_idx=0) if batch else ()
+        names = [" ".join(one) for one in changing_words([words[number] for number in rest])]
+        with watching(sweep_dir, names, separate=not isinstance(launcher, BasicLauncher)):
+            returns = launcher.launch(batch, initial_job_idx=0) if batch else ()
         for number, one in zip(rest, returns, strict=True):
             ended[number] = ended_of(words[number], one)
     return [ended[number] for number in range(len(words))]
@@ -190,7 +194,7 @@ def closing_lines(ended: Sequence[Ended], results: Mapping[int, Mapping[str, Any
     Args:
         results: number of a job -> the `final` of its result.json.
     """
-    lines, changing = [], changing_words(ended)
+    lines, changing = [], changing_words([one.words for one in ended])
     for number, one in enumerate(ended):
         if len(ended) > most and one.state != "failed":
             continue
@@ -205,10 +209,10 @@ def closing_lines(ended: Sequence[Ended], results: Mapping[int, Mapping[str, Any
     return [*lines, f"{len(ended):,} jobs: {summary}"]
 
 
-def changing_words(ended: Sequence[Ended]) -> list[list[str]]:
+def changing_words(jobs: Sequence[Sequence[str]]) -> list[list[str]]:
     """The words of each job that not all have."""
-    counts = Counter(word for one in ended for word in set(one.words))
-    return [[word for word in one.words if counts[word] < len(ended)] for one in ended]
+    counts = Counter(word for words in jobs for word in set(words))
+    return [[word for word in words if counts[word] < len(jobs)] for words in jobs]
 
 
 def shown_folder(ended: Sequence[Ended]) -> str:

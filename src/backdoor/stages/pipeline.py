@@ -127,6 +127,7 @@ class Pipeline:
     def fetch(self, state: State, step: Step) -> Finished:
         """One stage: from the store, or run and stored."""
         key, started = self.key(step), time.perf_counter()
+        self.context.on_stage(step.name)
 
         def make(work: Path) -> None:
             begun = time.perf_counter()

@@ -1,0 +1,215 @@
+"""A sweep while it runs: one live line a worker, jobs done of all, time left; nothing with CI=true or in a pipe.
+
+Jobs leave a note each in the sweep's folder, so that the lines are the same whatever launched them, and wherever. A
+launcher that runs them in this very process leaves the screen to the job's own bars, and gets a line between jobs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+NOTES, PLAN = ".jobs", "sweep.json"
+SCREEN = "console.log"  # what a job in a process of its own prints, while the sweep's lines have the terminal
+REFRESH_S = 0.5
+OWNER = "BACKDOOR_SWEEP_SCREEN"  # the process that has the terminal
+
+
+@contextmanager
+def noted(sweep_dir: Path, number: int, folder: Path) -> Iterator[None]:
+    """Around a job of a sweep: leaves word of it, and keeps what it prints out of the sweep's lines."""
+    announce(sweep_dir, number)
+    note = {"folder": str(folder), "host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}
+    write_note(sweep_dir, number, {**note, "state": "running"})
+    state = "failed"
+    try:
+        with screen_of(folder):
+            yield
+        state = "done"
+    finally:
+        write_note(sweep_dir, number, {**note, "state": state})
+
+
+def announce(sweep_dir: Path, number: int) -> None:
+    """Before a job in the sweep's own process, whose bars have the screen: a line that says how far the sweep is."""
+    plan = read(sweep_dir / NOTES / PLAN)
+    if plan.get("pid") == os.getpid() and not quiet(Console()):
+        progress = Progress(sweep_dir, plan["jobs"], plan["started"])
+        progress.look()
+        print(f"job {number}: {progress.jobs[number]}  ({progress.summary()})", flush=True)
+
+
+def write_note(sweep_dir: Path, name: int | str, note: dict[str, Any]) -> None:
+    """Replace a note at once; a full disk is the job's trouble, not the display's."""
+    path = sweep_dir / NOTES / f"{name}.json"
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(f".{os.getpid()}")
+        part.write_text(json.dumps(note))
+        os.replace(part, path)
+
+
+@contextmanager
+def screen_of(folder: Path) -> Iterator[None]:
+    """What is printed inside goes to a file in `folder`, if another process has the terminal."""
+    if os.environ.get(OWNER, "") in ("", str(os.getpid())):
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with (
+        open(folder / SCREEN, "a", buffering=1) as screen,
+        contextlib.redirect_stdout(screen),
+        contextlib.redirect_stderr(screen),
+    ):
+        yield
+
+
+@dataclass
+class Progress:
+    """What the notes of a sweep say.
+
+    Attributes:
+        jobs: what each launched job is called, in the order of the launch.
+        running: number -> note of the jobs under way.
+        ended: number -> `done` or `failed`.
+    """
+
+    sweep_dir: Path
+    jobs: Sequence[str]
+    started: float = field(default_factory=time.time)
+    running: dict[int, dict[str, Any]] = field(default_factory=dict)
+    ended: dict[int, str] = field(default_factory=dict)
+
+    def look(self) -> None:
+        """Read the notes of jobs that have not ended."""
+        self.running = {}
+        with contextlib.suppress(OSError):
+            for entry in os.scandir(self.sweep_dir / NOTES):
+                name, _, kind = entry.name.partition(".")
+                if kind != "json" or not name.isdigit() or int(name) in self.ended:
+                    continue
+                note = read(Path(entry.path))
+                if note.get("state") in ("done", "failed"):
+                    self.ended[int(name)] = note["state"]
+                elif alive(note):
+                    self.running[int(name)] = note
+
+    def summary(self) -> str:
+        """Jobs done of all, failed ones, and the time left if the others take as long."""
+        ended, failed = len(self.ended), sum(state == "failed" for state in self.ended.values())
+        parts = [f"{ended:,} of {len(self.jobs):,} jobs done"]
+        parts += [f"{failed:,} failed"] if failed else []
+        if 0 < ended < len(self.jobs):
+            left = (time.time() - self.started) / ended * (len(self.jobs) - ended)
+            parts.append(f"about {clock(left)} left")
+        return ", ".join(parts)
+
+    def lines(self) -> Group:
+        """The summary, a bar, and a line a running job: what it is, its stage, for how long."""
+        table = Table.grid(padding=(0, 2))
+        for number, note in sorted(self.running.items()):
+            status = read(Path(note["folder"]) / "status.json")
+            stage = " ".join(str(status[key]) for key in ("stage", "epoch") if key in status)
+            since = clock(time.time() - note["since"])
+            table.add_row(f"{number:>4}", Text(self.jobs[number]), Text(stage), since, style="dim" if not stage else "")
+        bar = ProgressBar(total=max(1, len(self.jobs)), completed=len(self.ended), width=30)
+        last = Table.grid(padding=(0, 2))
+        last.add_row(bar, self.summary())
+        return Group(table, last)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A small JSON file; empty if it cannot be read just now."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def alive(note: dict[str, Any]) -> bool:
+    """Whether the job's process may still be there; one on another machine is taken at its word."""
+    if not {"pid", "host", "folder", "since"} <= note.keys():
+        return False
+    if note["host"] != socket.gethostname():
+        return True
+    try:
+        os.kill(int(note["pid"]), 0)
+    except (ProcessLookupError, ValueError):
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def clock(seconds: float) -> str:
+    """`0:01:30`, without the fraction."""
+    return str(timedelta(seconds=int(max(0.0, seconds))))
+
+
+def quiet(console: Console) -> bool:
+    """Whether nothing is to be drawn."""
+    return os.environ.get("CI", "").lower() in ("true", "1") or not console.is_terminal
+
+
+@contextmanager
+def watching(
+    sweep_dir: Path, jobs: Sequence[str], *, separate: bool, console: Console | None = None
+) -> Iterator[Progress]:
+    """Shows the sweep's progress while the launcher works.
+
+    Args:
+        jobs: names of the launched jobs, in the launch's order.
+        separate: they run in processes of their own. Else there is a line before each job (see `announce`).
+        console: where to draw; the standard output if None.
+    """
+    shutil.rmtree(sweep_dir / NOTES, ignore_errors=True)  # of a sweep into the same folder that was killed
+    progress, console = Progress(sweep_dir, jobs), console or Console()
+    write_note(sweep_dir, Path(PLAN).stem, {"pid": os.getpid(), "started": progress.started, "jobs": list(jobs)})
+    try:
+        with drawn(progress, console) if separate and not quiet(console) else contextlib.nullcontext():
+            yield progress
+    finally:
+        shutil.rmtree(sweep_dir / NOTES, ignore_errors=True)
+
+
+@contextmanager
+def drawn(progress: Progress, console: Console) -> Iterator[None]:
+    """The lines, drawn by a thread."""
+    os.environ[OWNER] = str(os.getpid())
+    stop = threading.Event()
+    try:
+        with Live(progress.lines(), console=console, auto_refresh=False, transient=True) as live:
+            thread = threading.Thread(target=redraw, args=(progress, live, stop), daemon=True)
+            thread.start()
+            try:
+                yield
+            finally:
+                stop.set()
+                thread.join()
+    finally:
+        del os.environ[OWNER]
+
+
+def redraw(progress: Progress, live: Live, stop: threading.Event) -> None:
+    """Look at the notes a few times a second, until told to stop."""
+    while not stop.wait(REFRESH_S):
+        progress.look()
+        live.update(progress.lines(), refresh=True)

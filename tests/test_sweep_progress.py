@@ -1,0 +1,103 @@
+"""What a sweep shows while it runs, in a real terminal (a pseudo one), and nowhere else."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import pty
+import re
+import socket
+import struct
+import subprocess
+import sys
+import termios
+import time
+
+import pytest
+from rich.console import Console
+
+from backdoor.sweep_progress import NOTES, SCREEN, Progress, clock, noted, watching, write_note
+from conftest import QUICK
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo terminal")
+SWEEP = ("-m", *QUICK, "reserved=0.05", "attack=badnets", "defense=none,ft")
+
+
+def on_terminal(*words: str, ci: bool = False) -> str:
+    """What the command shows on a terminal of 130 columns, without colours and cursor moves."""
+    env = {name: value for name, value in os.environ.items() if name != "CI"}
+    env |= {"TERM": "xterm", "OMP_NUM_THREADS": "1", **({"CI": "true"} if ci else {})}
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 130, 0, 0))
+    command = [sys.executable, "-m", "backdoor", *words]
+    process = subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, env=env)
+    os.close(slave)
+    shown = b""
+    while True:
+        try:
+            part = os.read(master, 1 << 16)
+        except OSError:  # the other end is closed
+            break
+        if not part:
+            break
+        shown += part
+    text = shown.decode(errors="replace")
+    assert process.wait(timeout=60) == 0, text
+    os.close(master)
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
+
+
+def test_workers_have_a_line_each_and_jobs_their_own_files(tmp_path):
+    folder = tmp_path / "sweep"
+    own = (f"store.dir={tmp_path / 'cache'}", f"hydra.sweep.dir={folder}", "hydra/launcher=joblib")
+    shown = on_terminal(*SWEEP, *own)
+    assert "0 of 2 jobs done" in shown
+    assert re.search(r"1 of 2 jobs done, about \d:\d\d:\d\d left", shown)
+    assert re.search(r" 0 +defense=none .*\d:\d\d:\d\d", shown)
+    assert re.search(r" 1 +defense=ft .*\d:\d\d:\d\d", shown)
+    assert "victim" in (folder / "0-badnets-none" / SCREEN).read_text()
+    assert "R-Acc" not in shown.split("2 jobs: 2 done")[0]  # no job's own lines between those of the sweep
+    assert not (folder / NOTES).exists()
+
+
+@pytest.mark.parametrize("ci", [False, True])
+def test_jobs_in_this_process_keep_their_bars_and_ci_is_quiet(ci, tmp_path):
+    own = (f"store.dir={tmp_path / 'cache'}", f"hydra.sweep.dir={tmp_path / 'sweep'}")
+    shown = on_terminal(*SWEEP, *own, ci=ci)
+    assert bool(re.search(r"job 1: defense=ft  \(1 of 2 jobs done, about .* left\)", shown)) is not ci
+    assert "R-Acc" in shown.split("2 jobs: 2 done")[0]
+
+
+def test_dead_workers_vanish_and_those_of_other_machines_stay(tmp_path):
+    child = subprocess.Popen([sys.executable, "-c", "pass"])
+    child.wait()
+    note = {"folder": str(tmp_path), "host": socket.gethostname(), "since": time.time(), "state": "running"}
+    for number, other in enumerate([{"pid": os.getpid()}, {"pid": child.pid}, {"pid": child.pid, "host": "elsewhere"}]):
+        write_note(tmp_path, number, {**note, **other})
+    write_note(tmp_path, 3, {**note, "state": "failed"})
+    (tmp_path / NOTES / "4.json").write_text('{"state": "run')  # half-written
+    (tmp_path / "status.json").write_text(json.dumps({"state": "running", "stage": "victim", "epoch": 7}))
+    progress = Progress(tmp_path, [f"job {number}" for number in range(6)], started=time.time() - 10)
+    progress.look()
+    assert sorted(progress.running) == [0, 2]
+    assert progress.ended == {3: "failed"}
+    assert progress.summary() == "1 of 6 jobs done, 1 failed, about 0:00:50 left"
+    console = Console(width=80, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
+    console.print(progress.lines())
+    assert re.search(r"2 +job 2 +victim 7 +0:00:0\d", console.export_text())
+
+
+def test_a_failing_job_is_noted(tmp_path):
+    def fail(progress):
+        with noted(tmp_path, 0, tmp_path / "job"):
+            progress.look()
+            assert list(progress.running) == [0]
+            raise ValueError
+
+    with watching(tmp_path, ["only"], separate=True, console=Console(file=sys.stderr)) as progress:
+        with pytest.raises(ValueError):
+            fail(progress)
+        progress.look()
+        assert progress.ended == {0: "failed"}
+    assert clock(3661.9) == "1:01:01"

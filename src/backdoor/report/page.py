@@ -20,8 +20,9 @@ import itables
 from itables.javascript import generate_init_offline_itables_html
 
 PERCENTS = {"c_acc": "C-Acc", "asr": "ASR", "r_acc": "R-Acc", "der": "DER"}
+COSTS = ("Min", "RAM GB", "GPU GB")
 NAMES = ("Attack", "Defense", "Ratio", "Data", "Model", "Seed")
-COLUMNS = ("Attack", "Defense", *PERCENTS.values(), "Ratio", "Data", "Model", "Seed", "Min", "RAM GB", "GPU GB", "Run")
+COLUMNS = ("Attack", "Defense", *PERCENTS.values(), "Ratio", "Data", "Model", "Seed", *COSTS, "Run")
 # Nothing is fetched from anywhere. The libraries' own scripts are inline, made from blobs, and compile one renderer.
 POLICY = (
     "default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval' blob:; style-src 'unsafe-inline'; "
@@ -122,6 +123,11 @@ def table(runs: pl.DataFrame, out: Path) -> str:
             columnDefs=[
                 {"targets": places(NAMES), "columnControl": ["order", ["searchList"]]},
                 {"targets": places(PERCENTS.values()), "columnControl": ["order", "searchDropdown"]},
+                # Else the library guesses the types by looking at all rows, and keeps all cells' text for searching.
+                {"targets": places(("Attack", "Defense", "Data", "Model")), "type": "string"},
+                {"targets": places(("Run",)), "type": "html"},
+                {"targets": places((*PERCENTS.values(), "Seed")), "type": "num"},
+                {"targets": places(COSTS), "type": "num", "searchable": False},
                 {"targets": "_all", "columnControl": ["order"]},
             ],
             drawCallback=itables.JavascriptFunction(DRAW),

@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from backdoor.confdir import conf_dir
 from backdoor.errors import UserError
+from backdoor.plugins import package_dirs
 
 SETTING = "attack.run"
 ADOPTED = ("data", "model", "seed", "reserved")
@@ -196,7 +197,7 @@ def check_safe(value: Any, source: str, place: str) -> None:
     """
     for key, one in leaves(value, place):
         if key.endswith("._target_") and one not in known_targets():
-            raise UserError(f"{source}: config.yaml names {key}={one}, which is none of this package's; refused")
+            raise UserError(f"{source}: config.yaml names {key}={one}, which no installed package's conf/ names; refused")
         if isinstance(one, str) and "${" in one:
             raise UserError(f"{source}: config.yaml holds {key}={one}; expected plain values; refused")
 
@@ -215,9 +216,10 @@ def leaves(value: Any, place: str) -> Iterator[tuple[str, Any]]:
 
 @cache
 def known_targets() -> frozenset[str]:
-    """What the package's own configs of attacks, data and models are made of.
+    """What the configs of attacks, data and models are made of: the package's own and those of installed packages.
 
     A prefix would not do: `backdoor.store.os.system` has one, and so do functions that delete folders.
     """
-    files = [path for group in GROUPS for path in (conf_dir() / group).rglob("*.yaml")]
+    places = [conf_dir(), *package_dirs().values()]
+    files = [path for place in places for group in GROUPS for path in (place / group).rglob("*.yaml")]
     return frozenset(target for path in files for target in re.findall(r"_target_: *([\w.]+)", path.read_text()))

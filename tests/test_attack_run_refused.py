@@ -100,7 +100,7 @@ def test_folders_that_are_no_finished_run_are_refused(finished, tmp_path):
 @pytest.mark.parametrize(
     ("place", "value", "said"),
     [
-        ("attack.trigger._target_", "os.system", "names attack.trigger._target_=os.system, which is none of this"),
+        ("attack.trigger._target_", "os.system", "names attack.trigger._target_=os.system, which no installed conf"),
         ("data._target_", "backdoor.store.os.system", "data._target_=backdoor.store.os.system"),
         ("model._target_", "backdoor.data.cache.publish", "model._target_=backdoor.data.cache.publish"),
         ("attack.groups.poison._target_", "builtins.eval", "attack.groups.poison._target_=builtins.eval"),

@@ -197,7 +197,7 @@ def check_safe(value: Any, source: str, place: str) -> None:
     """
     for key, one in leaves(value, place):
         if key.endswith("._target_") and one not in known_targets():
-            raise UserError(f"{source}: config.yaml names {key}={one}, which no installed package's conf/ names; refused")
+            raise UserError(f"{source}: config.yaml names {key}={one}, which no installed conf/ names; refused")
         if isinstance(one, str) and "${" in one:
             raise UserError(f"{source}: config.yaml holds {key}={one}; expected plain values; refused")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +13,7 @@ import backdoor
 from backdoor.errors import UserError
 from backdoor.launching import CallsLauncher
 
-LOCAL = {"include_dashboard": False, "object_store_memory": 100 * 2**20}  # jobs hand over a few kB
+LOCAL: dict[str, Any] = {"include_dashboard": False, "object_store_memory": 100 * 2**20}  # jobs hand over a few kB
 REACH_S = 5.0
 # What a job finds its code and its store by; a node that runs since before the sweep has none of it.
 PASSED = ("BACKDOOR_CACHE", "XDG_CACHE_HOME")
@@ -86,7 +87,7 @@ def connect(address: str | None) -> None:
             reach(str(address))
         ray.init(
             address=address or "local",
-            logging_level="WARNING",
+            logging_level=logging.WARNING,
             runtime_env={"env_vars": environment},
             **({} if address else LOCAL),
         )

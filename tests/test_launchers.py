@@ -42,26 +42,20 @@ def on_slurm(test: Callable[..., None]) -> Callable[..., None]:
     return pytest.mark.slurm(pytest.mark.skipif(bool(why), reason=why)(test))
 
 
-def call(what: str, shown: str) -> str:
-    """What the launchers run here, beside sweeps."""
-    import os
-    import signal
+def outcomes(launcher: Any, folder: Path, shown: str) -> list[Any]:
+    """Of four calls, one of which dies and one raises; the others return their word and what `shown` is there."""
 
-    if what == "die":
-        os.kill(os.getpid(), signal.SIGKILL)
-    if what == "raise":
-        raise KeyError("first", "second")
-    return what + os.environ.get(shown, "")
+    def call(what: str) -> str:  # nested, so that the worker needs no module of the tests
+        import os
+        import signal
 
+        if what == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if what == "raise":
+            raise KeyError("first", "second")
+        return what + os.environ[shown]
 
-def outcomes(run_all: Callable[..., list[Any]], folder: Path, shown: str) -> list[Any]:
-    """Of calls with one among them that dies and one that raises."""
-
-    def sent(what: str, call: Any = call) -> str:  # nested, so that the worker needs no module of the tests
-        return call(what, shown)
-
-    call.__module__ = "__main__"  # ... for this one, too
-    return run_all(sent, [("a",), ("die",), ("raise",), ("b",)], folder)
+    return launcher.run_all(call, [("a",), ("die",), ("raise",), ("b",)], folder)
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +86,7 @@ def test_ray_runs_a_sweep_on_both_nodes_and_a_failing_job_stops_no_other(run_cli
 @needs_ray
 def test_a_ray_worker_that_dies_fails_its_job_alone(tmp_path, monkeypatch):
     monkeypatch.setenv("BACKDOOR_CACHE", "/store")
-    results = outcomes(RayLauncher(num_cpus=0.5).run_all, tmp_path, "BACKDOOR_CACHE")
+    results = outcomes(RayLauncher(num_cpus=0.5), tmp_path, "BACKDOOR_CACHE")
     assert (results[0], results[3]) == ("a/store", "b/store")
     assert isinstance(results[1], RuntimeError)
     assert str(results[1]).startswith("its process died: ")
@@ -106,7 +100,7 @@ def test_what_ray_cannot_run_is_refused(tmp_path):
         port = free.getsockname()[1]
     for address in (f"127.0.0.1:{port}", "here"):
         with pytest.raises(UserError, match=rf"^hydra\.launcher\.address={address}: no Ray cluster answers"):
-            RayLauncher(address=address).run_all(call, [], tmp_path)
+            RayLauncher(address=address).run_all(print, [], tmp_path)
     for settings in ({"num_gpus": -1}, {"num_gpus": 1.5}, {"num_cpus": "many"}):
         with pytest.raises(UserError, match=rf"^hydra\.launcher\.{next(iter(settings))}="):
             RayLauncher(**settings)
@@ -130,10 +124,9 @@ def test_slurm_runs_a_sweep_and_a_failing_job_stops_no_other(run_cli: RunCli, tm
 
 
 @on_slurm
-def test_a_slurm_job_that_dies_fails_alone(tmp_path, monkeypatch):
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    launcher = SlurmLauncher(timeout_min=5, cpus_per_task=1, setup=["export LEVEL_OF_TEST=1"])
-    results = outcomes(launcher.run_all, tmp_path, "OMP_NUM_THREADS")
+def test_a_slurm_job_that_dies_fails_alone(tmp_path):
+    launcher = SlurmLauncher(timeout_min=5, cpus_per_task=1, setup=["export SET_UP=1"])
+    results = outcomes(launcher, tmp_path, "SET_UP")
     assert (results[0], results[3]) == ("a1", "b1")
     assert str(results[1]).startswith("its process died: ")
     assert "Killed" in str(results[1])
@@ -143,10 +136,10 @@ def test_a_slurm_job_that_dies_fails_alone(tmp_path, monkeypatch):
 @on_slurm
 def test_what_slurm_refuses_is_told(tmp_path):
     with pytest.raises(UserError, match=r"sbatch refuses the jobs .*Invalid partition"):
-        SlurmLauncher(timeout_min=5, partition="nowhere").run_all(call, [("a", "")], tmp_path)
+        SlurmLauncher(timeout_min=5, partition="nowhere").run_all(print, [("a",)], tmp_path)
 
 
-def test_without_slurm_nothing_starts(run_cli: RunCli, tmp_path, monkeypatch):
+def test_without_slurm_nothing_starts(tmp_path, monkeypatch):
     monkeypatch.setattr("backdoor.launching.find_spec", lambda name: name)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match="there is no sbatch here"):

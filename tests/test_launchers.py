@@ -21,7 +21,7 @@ from hydra_plugins.backdoor_ray.launcher import RayLauncher
 from hydra_plugins.backdoor_submitit import launcher as slurm_launcher
 from hydra_plugins.backdoor_submitit.launcher import SlurmLauncher
 
-NODE = {"num_cpus": 1, "object_store_memory": 100 * 2**20, "include_dashboard": False}
+NODE = {"num_cpus": 1, "num_gpus": 1, "object_store_memory": 100 * 2**20, "include_dashboard": False}
 JOBS = ("-m", *QUICK, "attack=badnets", "defense=none")
 
 
@@ -60,7 +60,7 @@ def outcomes(launcher: Any, folder: Path, shown: str) -> list[Any]:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[str]:
-    """The address of a Ray cluster of two nodes with a CPU each; NODE_OF_TEST tells them apart."""
+    """The address of a Ray cluster; NODE_OF_TEST tells its two nodes apart, whose GPU is one that Ray is told of."""
     from ray.cluster_utils import Cluster
 
     found = Cluster(initialize_head=True, head_node_args={**NODE, "env_vars": {"NODE_OF_TEST": "one"}})
@@ -81,6 +81,25 @@ def test_ray_runs_a_sweep_on_both_nodes_and_a_failing_job_stops_no_other(run_cli
     assert {path.name.partition("-")[2] for path in folders} == {"one", "two"}
     assert [read_json(path, "status.json")["state"] for path in folders] == ["done", "done", "failed", "failed"]
     assert len(list((tmp_path / "cache").glob("result/*/result.json"))) == 2
+
+
+@needs_ray
+def test_half_a_gpu_each_lets_four_jobs_run_at_once_on_two_nodes(cluster, tmp_path):
+    def call(number: int) -> tuple[str, str]:
+        import os
+        import time
+
+        (tmp_path / str(number)).touch()
+        until = time.monotonic() + 60
+        while len(list(tmp_path.iterdir())) < 4 and time.monotonic() < until:
+            time.sleep(0.05)
+        assert len(list(tmp_path.iterdir())) == 4  # all have begun and none has ended
+        return os.environ["NODE_OF_TEST"], os.environ["CUDA_VISIBLE_DEVICES"]
+
+    halves = RayLauncher(address=cluster, num_cpus=0.5, num_gpus=0.5)
+    assert sorted(halves.run_all(call, [(n,) for n in range(4)], tmp_path)) == [("one", "0")] * 2 + [("two", "0")] * 2
+    with pytest.raises(UserError, match="num_gpus=2: no node of the Ray cluster"):
+        RayLauncher(address=cluster, num_gpus=2).run_all(print, [("a",)], tmp_path)
 
 
 @needs_ray

@@ -92,9 +92,10 @@ def connect(address: str | None) -> None:
             **({} if address else LOCAL),
         )
     except (OSError, ValueError) as error:  # a refused connection, a name that is not HOST:PORT
+        said = str(error).splitlines()[0].rstrip(".")
         raise UserError(
-            f"hydra.launcher.address={address}: no Ray cluster answers ({str(error).splitlines()[0]}); start one with "
-            "`ray start --head` and give the HOST:PORT that it prints, or leave address out for this machine alone"
+            f"hydra.launcher.address={address}: no Ray cluster answers ({said}); start one with `ray start --head` and "
+            "give the HOST:PORT that it prints, or leave address out for this machine alone"
         ) from None
 
 

@@ -64,11 +64,3 @@ def test_calls_see_their_workers_device(monkeypatch):
 
     monkeypatch.setattr(workers, "on_device", lambda slot, call, arguments: call(*arguments))
     assert set(run_all(call, [(0.5,)] * 4, ["3", "4"])) == {"3", "4"}
-
-
-def test_without_joblib_the_extra_is_named(monkeypatch):
-    from hydra_plugins.backdoor_joblib import launcher
-
-    monkeypatch.setattr(launcher, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"backdoor\[launchers\]"):
-        launcher.JoblibLauncher()

@@ -1,0 +1,1 @@
+"""This package's launcher for a Slurm cluster, where Hydra looks for plugins."""

@@ -12,11 +12,12 @@ from typing import Any
 import backdoor
 from backdoor.errors import UserError
 from backdoor.launching import CallsLauncher
+from backdoor.sweep_progress import OWNER
 
 LOCAL: dict[str, Any] = {"include_dashboard": False, "object_store_memory": 100 * 2**20}  # jobs hand over a few kB
 REACH_S = 5.0
-# What a job finds its code and its store by; a node that runs since before the sweep has none of it.
-PASSED = ("BACKDOOR_CACHE", "XDG_CACHE_HOME")
+# What a job finds its code, its store and its screen by; a node that runs since before the sweep has none of it.
+PASSED = ("BACKDOOR_CACHE", "XDG_CACHE_HOME", OWNER)
 
 
 class RayLauncher(CallsLauncher):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -67,18 +66,17 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     return result
 
 
-def follow(cfg: DictConfig) -> None:
-    """The same run on a rank other than 0: what it records is thrown away.
+def follow(cfg: DictConfig, folder: Path) -> None:
+    """The same run on a rank other than 0: what it leaves in `folder` is thrown away.
 
     Raises:
         UserError: as `run`.
     """
     config = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(config, dict)
-    with TemporaryDirectory(prefix="backdoor-") as folder:
-        with open_dict(cfg):
-            cfg.logger = {"_target_": "backdoor.report.loggers.Loggers"}  # none
-        Experiment(cfg, Record(Path(folder), config)).run()  # type: ignore[arg-type]
+    with open_dict(cfg):
+        cfg.logger = {"_target_": "backdoor.report.loggers.Loggers"}  # none
+    Experiment(cfg, Record(folder, config)).run()  # type: ignore[arg-type]
 
 
 def check(cfg: DictConfig, *, here: bool = True) -> None:

@@ -119,7 +119,8 @@ def note_failure(folder: Path, error: BaseException) -> None:
     status = {"state": "failed", "victim": "none"}
     with suppress(OSError, ValueError):
         status |= json.loads((folder / "status.json").read_text())
-    write_json(folder / "status.json", status | {"state": "failed", "error": f"{type(error).__name__}: {error}"})
+    with suppress(OSError):  # a full disk, which `error` is about
+        write_json(folder / "status.json", status | {"state": "failed", "error": f"{type(error).__name__}: {error}"})
 
 
 def main(job: Path) -> None:
@@ -142,7 +143,7 @@ def main(job: Path) -> None:
         else:
             warnings.simplefilter("ignore")
             with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
-                experiment.follow(cfg)
+                experiment.follow(cfg, job.parent / str(rank))
         leave()
     except Exception as error:
         said = {"line": explain(error), "trace": traceback.format_exc()}

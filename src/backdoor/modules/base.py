@@ -125,7 +125,12 @@ class StageModule(pl.LightningModule):
 
         For a loss that is no mean of what each row gives: it then is the loss of one process with the whole batch.
         """
-        return values if world() == 1 else self.all_gather(values, sync_grads=True).flatten(0, 1)  # type: ignore[union-attr]
+        if world() == 1:
+            return values
+        every: Tensor = self.all_gather(values, sync_grads=True).flatten(0, 1)  # type: ignore[union-attr]
+        if every.requires_grad:
+            every.register_hook(Tensor.contiguous)  # gloo sends the memory of a transposed gradient as it lies
+        return every
 
     def log_batch(self, loss: Tensor, logits: Tensor, batch: Batch) -> None:
         """Log `train/loss` and `train/acc`, averaged over the epoch."""

@@ -77,7 +77,7 @@ def test_ranks_share_one_order(split, world, drop_last):
 def test_batches_of_all_ranks_are_those_of_one_process(split, world):
     alone = [batch.rows.tolist() for batch in ResidentLoader(split, batch_size=8, device=CPU)]
     shards = [ResidentLoader(split, batch_size=8 // world, device=CPU, rank=rank, world=world) for rank in range(world)]
-    together = [sum((batch.rows.tolist() for batch in batches), []) for batches in zip(*shards, strict=True)]
+    together = [[row for batch in batches for row in batch.rows.tolist()] for batches in zip(*shards, strict=True)]
     assert len(together) == len(alone)
     for mine, theirs in zip(together[:-1], alone[:-1], strict=True):
         assert sorted(mine) == sorted(theirs)

@@ -1,11 +1,11 @@
 """The processes of one job (`trainer=ddp`): which of them this is, and what they tell one another.
 
-In a job of one process all of it does nothing. Torch is imported where it is used: `backdoor.store` needs this module
-and shall not wait for torch.
+In a job of one process all of it does nothing.
 """
 
 from __future__ import annotations
 
+import sys
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -13,32 +13,25 @@ T = TypeVar("T")
 
 def world() -> int:
     """How many processes the job has; 1 outside of `backdoor.launch`."""
-    import torch.distributed as dist
-
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    # `backdoor.store` asks, and shall not wait for torch; a process without torch is alone.
+    dist = sys.modules.get("torch.distributed")
+    return dist.get_world_size() if dist and dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
     """Which of them this is, from 0; rank 0 alone writes."""
-    import torch.distributed as dist
-
-    return dist.get_rank() if world() > 1 else 0
+    return sys.modules["torch.distributed"].get_rank() if world() > 1 else 0
 
 
 def share(value: T) -> T:
     """Rank 0's `value` on every rank, which all must ask; what others give does not count."""
-    if world() == 1:
-        return value
-    import torch.distributed as dist
-
     box = [value]
-    dist.broadcast_object_list(box, src=0)
+    if world() > 1:
+        sys.modules["torch.distributed"].broadcast_object_list(box, src=0)
     return box[0]
 
 
 def wait_for_all() -> None:
     """Go on once every rank has come here."""
     if world() > 1:
-        import torch.distributed as dist
-
-        dist.barrier()
+        sys.modules["torch.distributed"].barrier()

@@ -47,7 +47,7 @@ def with_norms() -> ImageClassifier:
 CASES: dict[str, tuple[Callable[[], ImageClassifier], Callable[..., StageModule]]] = {
     "classifier": (linear, partial(Classifier, lr=0.05)),
     # Near its floor, where the halves of a batch lie on either side of it.
-    "floored": (linear, partial(LocalGradientAscent, lr=0.05, level=1.4)),
+    "floored": (linear, partial(LocalGradientAscent, lr=0.05, level=1.0)),
     "joint": (linear, partial(JointAscent, lr=0.05)),
     "head": (linear, partial(MixedHead, lr=0.05, weight=0.5, views=PLAIN)),
     "contrast": (linear, partial(SemiContrastive, lr=0.05, views=PLAIN)),

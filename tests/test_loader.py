@@ -73,6 +73,42 @@ def test_ranks_share_one_order(split, world, drop_last):
         assert len(everything) - 103 < world
 
 
+@pytest.mark.parametrize("world", [2, 4])
+def test_batches_of_all_ranks_are_those_of_one_process(split, world):
+    alone = [batch.rows.tolist() for batch in ResidentLoader(split, batch_size=8, device=CPU)]
+    shards = [ResidentLoader(split, batch_size=8 // world, device=CPU, rank=rank, world=world) for rank in range(world)]
+    together = [[row for batch in batches for row in batch.rows.tolist()] for batches in zip(*shards, strict=True)]
+    assert len(together) == len(alone)
+    for mine, theirs in zip(together[:-1], alone[:-1], strict=True):
+        assert sorted(mine) == sorted(theirs)
+    assert set(alone[-1]) <= set(together[-1])
+
+
+class Pairs:
+    """A chooser: each batch is 6 labelled rows and 6 others."""
+
+    steps, parts = 3, 2
+
+    def batches(self, epoch):
+        for step in range(self.steps):
+            yield torch.cat([torch.arange(6) + step, 50 + torch.arange(6) + step])
+
+
+def test_a_chooser_is_shared_part_by_part(split):
+    shards = [ResidentLoader(split, batch_size=1, device=CPU, rank=rank, world=4, chooser=Pairs()) for rank in range(4)]
+    batches = [[batch.rows.tolist() for batch in shard] for shard in shards]
+    assert [len(shard) for shard in batches] == [3] * 4
+    first = [shard[0] for shard in batches]
+    assert first == [[0, 4, 50, 54], [1, 5, 51, 55], [2, 0, 52, 50], [3, 1, 53, 51]]  # padded from its own part
+
+
+def test_fewer_rows_than_ranks_still_give_each_one(split):
+    shards = [
+        ResidentLoader(split, batch_size=4, device=CPU, rows=torch.tensor([7]), rank=rank, world=4) for rank in range(4)
+    ]
+    assert [rows(shard) for shard in shards] == [[7]] * 4
+
+
 def test_augmentation_gets_a_seeded_generator(split):
     drawn = []
 

@@ -27,6 +27,7 @@ from backdoor.store import fingerprint
 # Whole numbers and their least value; null where there need not be one.
 WHOLE = {
     "threads": 1,
+    "trainer.devices": 1,
     "trainer.max_epochs": 1,
     "trainer.max_batches": 1,
     "trainer.monitor_images": 0,
@@ -76,9 +77,10 @@ def assemble(cfg: DictConfig) -> Pieces:
 
 def checked(cfg: DictConfig, *, here: bool) -> Pieces:
     """`assemble` without starting anything; `here`: the job will run on this machine, so its device must be there."""
+    pieces = assemble(cfg)
     if here:
         hardware_of(cfg)
-    return assemble(cfg)
+    return pieces
 
 
 def hardware_of(cfg: DictConfig) -> Hardware:
@@ -89,6 +91,8 @@ def hardware_of(cfg: DictConfig) -> Hardware:
         precision=trainer.precision,
         channels_last=trainer.channels_last,
         compile=trainer.compile,
+        devices=trainer.get("devices", 1),  # trainer=ddp alone has them
+        sync_batchnorm=trainer.get("sync_batchnorm", False),
     )
 
 
@@ -183,5 +187,4 @@ def quieten() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*`training_step` returned `None`.*")
-    warnings.filterwarnings("ignore", module="pytorch_lightning")
-    warnings.filterwarnings("ignore", message=".*`srun` command is available.*")  # a sweep's launcher starts the jobs
+    warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric")

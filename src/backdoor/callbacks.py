@@ -12,9 +12,11 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from backdoor.data.loader import mix
 from backdoor.errors import UserError
+from backdoor.ranks import share, world
 
 
 class SeedEpochs(pl.Callback):
@@ -26,6 +28,23 @@ class SeedEpochs(pl.Callback):
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Seed this epoch."""
         torch.manual_seed(mix(self.seed, trainer.current_epoch, 0x5EED + trainer.global_rank))
+
+
+class SharedStatistics(pl.Callback):
+    """Average BatchNorm's running statistics over the ranks at the end of an epoch, each of which saw its share.
+
+    Evaluation is sharded, so the ranks' models must be one; this callback has to come before those that measure.
+    """
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Average them."""
+        if world() == 1:
+            return
+        for part in pl_module.modules():
+            if isinstance(part, _BatchNorm) and part.running_mean is not None and part.running_var is not None:
+                for statistic in (part.running_mean, part.running_var):
+                    torch.distributed.all_reduce(statistic)
+                    statistic /= world()
 
 
 class History(pl.Callback):
@@ -90,11 +109,13 @@ class Resume(pl.Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save if it is time; the last epoch needs none."""
         last = trainer.current_epoch + 1 >= (trainer.max_epochs or 0)
-        if last or time.monotonic() - self.last < self.every_s:
+        # All ranks save or none does, and their clocks differ.
+        if last or not share(time.monotonic() - self.last >= self.every_s):
             return
         temporary = self.path.with_suffix(".tmp")
         trainer.save_checkpoint(temporary)
-        os.replace(temporary, self.path)
+        if trainer.is_global_zero:
+            os.replace(temporary, self.path)
         self.last = time.monotonic()
 
     def existing(self) -> Path | None:

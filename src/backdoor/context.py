@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,12 +10,14 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.strategies import DDPStrategy
 from torch import nn
 
-from backdoor.callbacks import History, Resume, SeedEpochs
+from backdoor.callbacks import History, Resume, SeedEpochs, SharedStatistics
 from backdoor.data.loader import Chooses, mix
 from backdoor.data.module import PoisonedDataModule
 from backdoor.errors import UserError, suggest
+from backdoor.ranks import world
 from backdoor.report.console import StageProgress
 from backdoor.state import Split
 
@@ -30,19 +33,29 @@ class Hardware:
         precision: `bf16` (autocast) or `fp32`.
         channels_last: memory layout of images and convolutions.
         compile: `torch.compile` the model while it trains.
+        sync_batchnorm: with several processes, BatchNorm sees the whole batch; on CUDA alone.
     """
 
     device: torch.device
     precision: str
     channels_last: bool = True
     compile: bool = False
+    sync_batchnorm: bool = False
 
     @staticmethod
-    def of(*, device: str, precision: str, channels_last: bool, compile: bool) -> Hardware:
+    def of(
+        *,
+        device: str,
+        precision: str,
+        channels_last: bool,
+        compile: bool,
+        devices: int = 1,
+        sync_batchnorm: bool = False,
+    ) -> Hardware:
         """Resolve `auto` for this machine.
 
         Raises:
-            UserError: a device that is not there, an unknown precision.
+            UserError: a device that is not there, more `devices` than there are, an unknown precision.
         """
         if precision not in PRECISIONS:
             raise UserError(f"trainer.precision={precision}: {suggest(precision, PRECISIONS)}")
@@ -51,6 +64,7 @@ class Hardware:
             device = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
         try:
             found = torch.device(device)
+            found = found if devices == 1 else own_device(found, devices)
             torch.empty(1, device=found)
         except (RuntimeError, AssertionError):
             raise UserError(
@@ -58,11 +72,35 @@ class Hardware:
             ) from None
         if precision == "auto":
             precision = "bf16" if has_bf16(found) else "fp32"
-        return Hardware(found, precision, channels_last, compile)
+        return Hardware(found, precision, channels_last, compile, sync_batchnorm and found.type == "cuda")
 
     def key(self) -> dict[str, Any]:
         """What may change a result's digits, for artifact keys."""
-        return {"device": self.device.type, "precision": self.precision, "channels_last": self.channels_last}
+        found = {"device": self.device.type, "precision": self.precision, "channels_last": self.channels_last}
+        # One process keeps the key that it had before there could be several.
+        return found if world() == 1 else {**found, "devices": world(), "sync_batchnorm": self.sync_batchnorm}
+
+
+def own_device(device: torch.device, devices: int) -> torch.device:
+    """This process's device, of as many as there are processes.
+
+    Raises:
+        UserError: a device that cannot be shared out, or too few.
+    """
+    if device.type == "cpu":
+        return device
+    if device.type != "cuda" or device.index is not None:
+        raise UserError(
+            f"trainer.devices={devices}: expected trainer.device=cuda or cpu, got {device}; "
+            "CUDA_VISIBLE_DEVICES says which GPUs are used"
+        )
+    there = torch.cuda.device_count()
+    if there and devices > there:  # where there is none, that is what is wrong
+        raise UserError(
+            f"trainer.devices={devices}: expected at most the number of GPUs that this process sees, {there}; use "
+            "fewer, and no hydra.launcher.devices, which gives a job one GPU"
+        )
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))  # torchrun's
 
 
 def has_bf16(device: torch.device) -> bool:
@@ -146,14 +184,15 @@ class RunContext:
         )
         history = History(name, self.monitor, self.on_epoch)
         resume = Resume(work / "resume.ckpt", every_s=self.checkpoint_s)
+        progress = StageProgress(name, progress=self.progress)
         trainer = pl.Trainer(
             max_epochs=epochs if self.max_epochs is None else min(epochs, self.max_epochs),
             max_steps=-1 if steps is None else steps,
             limit_train_batches=1.0 if self.max_batches is None else self.max_batches,
             accelerator={"cuda": "gpu"}.get(hardware.device.type, hardware.device.type),
-            devices=[hardware.device.index or 0] if hardware.device.type == "cuda" else 1,
+            **self.placement(),
             precision="bf16-mixed" if hardware.precision == "bf16" else "32-true",
-            callbacks=[SeedEpochs(self.seed), *callbacks, history, StageProgress(name, progress=self.progress), resume],
+            callbacks=[SeedEpochs(self.seed), SharedStatistics(), *callbacks, history, progress, resume],
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
@@ -172,3 +211,12 @@ class RunContext:
         self.place(model)
         resume.done()
         return history.rows
+
+    def placement(self) -> dict[str, Any]:
+        """On which devices a Trainer runs, as its arguments."""
+        if world() == 1:
+            device = self.hardware.device
+            return {"devices": [device.index or 0] if device.type == "cuda" else 1}
+        # Some stages train a part of the model alone; statistics are averaged by `SharedStatistics`.
+        strategy = DDPStrategy(find_unused_parameters=True, broadcast_buffers=False)
+        return {"devices": world(), "strategy": strategy, "sync_batchnorm": self.hardware.sync_batchnorm}

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from backdoor.assembly import Given, checked, train_keys
 from backdoor.attacks import Means, Poisoned
@@ -19,8 +19,10 @@ from backdoor.crafting import Crafted, craft
 from backdoor.data.sources import DataSet
 from backdoor.digest import file_digest, tensor_digest
 from backdoor.evaluation import Evaluator
+from backdoor.launch import launch
 from backdoor.parts import parts_of
 from backdoor.preparation import Preparation
+from backdoor.ranks import world
 from backdoor.record import Record
 from backdoor.report.console import closing_table, stage_line
 from backdoor.report.loggers import Label, Sample
@@ -34,6 +36,8 @@ SAMPLES = 32  # poisoned images that a dashboard shows
 def run(cfg: DictConfig) -> dict[str, Any]:
     """Run the experiment that `cfg` describes; its folder is `hydra.run.dir`.
 
+    With `trainer.devices` above 1 that many processes run it, and this one waits for them.
+
     Returns:
         The result, as in result.json.
 
@@ -41,6 +45,10 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         UserError: a setting or a file that does not fit; before any training wherever it can be known.
     """
     folder = Path(HydraConfig.get().runtime.output_dir)
+    processes = cfg.trainer.get("devices", 1)
+    if processes != 1 and world() == 1:
+        check(cfg)
+        return launch(cfg, folder, processes)
     config = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(config, dict)
     record = Record(folder, config)  # type: ignore[arg-type]
@@ -56,6 +64,19 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         experiment.say(f"the result is not kept for later sweeps: {error}")
     closing_table(result, folder)
     return result
+
+
+def follow(cfg: DictConfig, folder: Path) -> None:
+    """The same run on a rank other than 0: what it leaves in `folder` is thrown away.
+
+    Raises:
+        UserError: as `run`.
+    """
+    config = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(config, dict)
+    with open_dict(cfg):
+        cfg.logger = {"_target_": "backdoor.report.loggers.Loggers"}  # none
+    Experiment(cfg, Record(folder, config)).run()  # type: ignore[arg-type]
 
 
 def check(cfg: DictConfig, *, here: bool = True) -> None:

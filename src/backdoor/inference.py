@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from backdoor.data.loader import to_float
+from backdoor.ranks import rank, world
 from backdoor.state import Split
 
 # Measured with WRN-16-1 on a 2-core CPU (see `keep_freed_memory`): 64 is a few percent faster than 32 and 128;
@@ -59,8 +60,7 @@ def map_split(
     """
     device = next(model.parameters()).device
     size = batch_size or (CPU_BATCH if device.type == "cpu" else GPU_BATCH)
-    rank, world = (dist.get_rank(), dist.get_world_size()) if distributed() else (0, 1)
-    rows = torch.arange(rank, len(split), world)
+    rows = torch.arange(rank(), len(split), world())
     cast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
     parts: list[Tensor] = []
     with evaluating(model), cast:
@@ -71,12 +71,7 @@ def map_split(
             if tick is not None:
                 tick(len(chunk))
     values = torch.cat(parts).cpu() if parts else torch.empty(0)
-    return values if world == 1 else gather_rows(values, rows, len(split))
-
-
-def distributed() -> bool:
-    """Whether this process is one of several."""
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    return values if world() == 1 else gather_rows(values, rows, len(split))
 
 
 def gather_rows(values: Tensor, rows: Tensor, total: int) -> Tensor:

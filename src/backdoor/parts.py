@@ -64,7 +64,7 @@ def part(group: str, name: str, inputs: Any, stage: Any, config: Mapping[str, An
     """One part; `inputs`: all that its outcome depends on, as far as a config tells."""
     data, trainer = config["data"], config["trainer"]
     like = [group, without_seed(stage), config["model"], data.get("name"), data.get("limit"), data.get("image_size")]
-    caps = [trainer.get(key) for key in ("device", "precision", "max_epochs", "max_batches")]
+    caps = [trainer[key] for key in ("device", "precision", "max_epochs", "max_batches", "devices") if key in trainer]
     return Part(group, name, fingerprint([group, name, inputs]), fingerprint([like, caps]))
 
 

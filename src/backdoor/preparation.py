@@ -27,8 +27,8 @@ class Preparation:
     def __init__(self, cfg: DictConfig) -> None:
         quieten()
         keep_freed_memory()
-        self.cfg, self.hardware = cfg, hardware_of(cfg)
         pieces = assemble(cfg)
+        self.cfg, self.hardware = cfg, hardware_of(cfg)
         self.source, self.attack, self.logger = pieces.source, pieces.attack, pieces.logger
         self.steps, self.crafting = pieces.steps, pieces.crafting
         if cfg.threads is not None:

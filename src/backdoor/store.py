@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +16,7 @@ import platformdirs
 from filelock import FileLock, SoftFileLock, Timeout
 
 from backdoor.errors import UserError
+from backdoor.ranks import rank, share, wait_for_all
 
 FORMAT = 1  # part of every key: raise it when what a stage computes changes
 WAIT_NOTICE_S = 2.0
@@ -96,28 +97,44 @@ class Store:
     ) -> tuple[T, bool]:
         """The loaded artifact, and True if it was there already.
 
+        The processes of one job call this together: rank 0 alone takes the lock and says whether it is there, all of
+        them make it, and each loads what rank 0 has written.
+
         Args:
-            make: fills the folder that it is given; what an earlier, killed call left is still in it.
+            make: fills the folder that it is given, on rank 0; what an earlier, killed call left is still in it.
             load: reads the finished folder. Files that it cannot read (ValueError, OSError, KeyError, UserError)
                 are thrown away and made again.
             describe: JSON-able, kept beside the artifact for whoever looks.
         """
         final = self.folder(kind, key)
         final.parent.mkdir(parents=True, exist_ok=True)
-        with self.lock(final):
-            if self.has(kind, key):
-                try:
-                    return load(final), True
-                except (ValueError, OSError, KeyError, UserError) as error:
-                    self.say(f"stored {kind} {key} cannot be read ({error}); it is made again")
-                    shutil.rmtree(final)
-            part = final.with_name(key + ".part")
-            part.mkdir(exist_ok=True)
-            make(part)
-            write_json(part / META, {"kind": kind, "key": key, "format": FORMAT, "of": describe})
-            shutil.rmtree(final, ignore_errors=True)
-            os.replace(part, final)
-            return load(final), False
+        part, leads = final.with_name(key + ".part"), rank() == 0
+        with self.lock(final) if leads else nullcontext():
+            found = self.read(kind, key, load) if leads else []
+            if leads and not found:
+                part.mkdir(exist_ok=True)
+            hit = share(bool(found))
+            if not hit:
+                make(part)
+                wait_for_all()
+                if leads:
+                    write_json(part / META, {"kind": kind, "key": key, "format": FORMAT, "of": describe})
+                    shutil.rmtree(final, ignore_errors=True)
+                    os.replace(part, final)
+                wait_for_all()
+            return (found or [load(final)])[0], hit
+
+    def read(self, kind: str, key: str, load: Callable[[Path], T]) -> list[T]:
+        """The loaded artifact, or nothing; one that cannot be read is thrown away."""
+        final = self.folder(kind, key)
+        if not self.has(kind, key):
+            return []
+        try:
+            return [load(final)]
+        except (ValueError, OSError, KeyError, UserError) as error:
+            self.say(f"stored {kind} {key} cannot be read ({error}); it is made again")
+            shutil.rmtree(final)
+            return []
 
     @contextmanager
     def lock(self, final: Path) -> Iterator[None]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -35,9 +34,11 @@ class Chooses(Protocol):
 
     Attributes:
         steps: batches of an epoch.
+        parts: into how many parts of equal size a batch falls; each rank takes its share of each.
     """
 
     steps: int
+    parts: int
 
     def batches(self, epoch: int) -> Iterator[Tensor]:
         """int64 (B,): the rows of each batch; a row may come more than once and is then augmented each time."""
@@ -54,10 +55,12 @@ class ResidentLoader:
     """One epoch over the `rows` of a split, in an order given by (seed, epoch) alone.
 
     So a killed run that goes on at epoch e sees the batches that an undisturbed one would see. Each rank of a
-    distributed job takes every world-size-th batch position of the same global order; all ranks get equally many
-    batches (rows left over are dropped with `drop_last`, else repeated from the start, as DistributedSampler does).
+    distributed job takes every world-size-th position of the same global order, so that their batches together are
+    those of one process with a batch world-size times as large; all ranks get equally many (rows left over are dropped
+    with `drop_last`, else repeated from the start, as DistributedSampler does).
 
     Args:
+        batch_size: of this rank.
         split: images may live on any device; what is yielded lies on `device`.
         rows: int64 positions to use; all if None. Several are gone through one after the other in each epoch, and no
             batch holds rows of two of them.
@@ -93,7 +96,7 @@ class ResidentLoader:
 
     def __len__(self) -> int:
         if self.chooser is not None:
-            return max(1, self.chooser.steps // self.world)
+            return self.chooser.steps
         return sum(self.batches(len(part)) for part in self.parts)
 
     def batches(self, count: int) -> int:
@@ -106,15 +109,20 @@ class ResidentLoader:
     def order(self) -> Iterator[Tensor]:
         """This rank's rows of this epoch, a batch at a time: int64 (B,)."""
         if self.chooser is not None:
-            yield from islice(self.chooser.batches(self.epoch), self.rank, len(self) * self.world, self.world)
+            for batch in self.chooser.batches(self.epoch):
+                yield torch.cat([self.shared(part) for part in batch.chunk(self.chooser.parts)])
             return
         generator = torch.Generator().manual_seed(mix(self.seed, self.epoch, 0))
         for part in self.parts:
             rows = part[torch.randperm(len(part), generator=generator)] if self.shuffle else part
             full = self.drop_last and len(part) >= self.batch_size * self.world
-            if self.world > 1 and not full:
-                rows = torch.cat([rows, rows[: -len(rows) % self.world]])
-            yield from rows[self.rank :: self.world].split(self.batch_size)[: self.batches(len(part))]
+            mine = rows[self.rank :: self.world] if full else self.shared(rows)
+            yield from mine.split(self.batch_size)[: self.batches(len(part))]
+
+    def shared(self, rows: Tensor) -> Tensor:
+        """This rank's share of `rows`, as many as any other rank's: the first ones come again if need be."""
+        places = torch.arange(self.rank, self.world * -(-len(rows) // self.world), self.world)
+        return rows[places % len(rows)]
 
     def __iter__(self) -> Iterator[Batch]:
         generator = torch.Generator().manual_seed(mix(self.seed, self.epoch, 1 + self.rank))

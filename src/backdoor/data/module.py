@@ -25,7 +25,7 @@ class PoisonedDataModule(pl.LightningDataModule):
     Args:
         split: uint8 images; copied to `device` once if they fit.
         rows: int64 positions that are trained on, see `ResidentLoader`; all if None.
-        batch_size: of one rank.
+        batch_size: of all ranks together, rounded up to a multiple of their number.
         augment: name of a pipeline in `backdoor.data.augment`.
         chooser: names the rows of each batch, see `ResidentLoader`.
     """
@@ -54,9 +54,10 @@ class PoisonedDataModule(pl.LightningDataModule):
     def train_dataloader(self) -> ResidentLoader:
         """This rank's batches of the trainer's current epoch."""
         trainer = self.trainer
+        world = trainer.world_size if trainer else 1
         return ResidentLoader(
             self.split,
-            batch_size=self.batch_size,
+            batch_size=-(-self.batch_size // world),
             device=self.target_device,
             rows=self.rows,
             shuffle=self.shuffle,
@@ -66,7 +67,7 @@ class PoisonedDataModule(pl.LightningDataModule):
             epoch=trainer.current_epoch if trainer else 0,
             channels_last=self.channels_last,
             rank=trainer.global_rank if trainer else 0,
-            world=trainer.world_size if trainer else 1,
+            world=world,
             chooser=self.chooser,
         )
 

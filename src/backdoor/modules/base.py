@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from backdoor.data.loader import Batch
 from backdoor.errors import UserError, suggest
+from backdoor.ranks import world
 from backdoor.state import State
 
 OPTIMIZERS = ("sgd", "adam")
@@ -119,6 +120,18 @@ class StageModule(pl.LightningModule):
             "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"},
         }
 
+    def whole(self, values: Tensor) -> Tensor:
+        """(B, ...) of this rank -> those of the whole batch, the same on all ranks; gradients flow back.
+
+        For a loss that is no mean of what each row gives: it then is the loss of one process with the whole batch.
+        """
+        if world() == 1:
+            return values
+        every: Tensor = self.all_gather(values, sync_grads=True).flatten(0, 1)  # type: ignore[union-attr]
+        if every.requires_grad:
+            every.register_hook(Tensor.contiguous)  # gloo sends the memory of a transposed gradient as it lies
+        return every
+
     def log_batch(self, loss: Tensor, logits: Tensor, batch: Batch) -> None:
         """Log `train/loss` and `train/acc`, averaged over the epoch."""
         accuracy = (logits.detach().argmax(1) == batch.labels).float().mean()
@@ -127,7 +140,7 @@ class StageModule(pl.LightningModule):
             on_step=False,
             on_epoch=True,
             batch_size=len(batch.labels),
-            sync_dist=torch.distributed.is_initialized(),
+            sync_dist=world() > 1,
         )
 
 

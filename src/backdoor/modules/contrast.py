@@ -57,14 +57,17 @@ class ContrastModule(StageModule):
         return [*extractor_of(self.model).backbone.parameters(), *self.projector.parameters()]
 
     def contrast(self, found: Tensor, batch: Batch) -> Tensor:
-        """A scalar from the unit vectors float32 (2, B, projection) of a batch's two views."""
+        """A scalar from the unit vectors float32 (2, B, projection) of two views; `batch` has their rows and labels."""
         raise NotImplementedError
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """A scalar."""
         images = self.views(torch.cat([batch.images, batch.images]))
         features = extractor_of(self.model).features(images)
-        loss = self.contrast(F.normalize(self.projector(features).float(), dim=1).unflatten(0, (2, -1)), batch)
+        found = F.normalize(self.projector(features).float(), dim=1).unflatten(0, (2, -1))
+        # Every other row of the whole batch is a negative.
+        every = batch._replace(labels=self.whole(batch.labels), rows=self.whole(batch.rows))
+        loss = self.contrast(self.whole(found.transpose(0, 1)).transpose(0, 1), every)
         self.log_dict({"train/loss": loss.detach()}, on_step=False, on_epoch=True, batch_size=len(batch.rows))
         return loss
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from backdoor.context import RunContext
 from backdoor.errors import UserError
+from backdoor.ranks import rank
 from backdoor.stages.artifact import load_outcome, save_outcome
 from backdoor.stages.base import Outcome, Stage
 from backdoor.state import State
@@ -132,7 +133,8 @@ class Pipeline:
         def make(work: Path) -> None:
             begun = time.perf_counter()
             outcome = step.stage.run(state, self.context, name=step.name, work=work)
-            save_outcome(outcome, step.stage.provides, work, seconds=time.perf_counter() - begun)
+            if rank() == 0:
+                save_outcome(outcome, step.stage.provides, work, seconds=time.perf_counter() - begun)
 
         def load(folder: Path) -> tuple[Outcome, float]:
             return load_outcome(state, folder, self.context, step.stage.provides)

@@ -71,17 +71,18 @@ class StegoTraining(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Weighted sum of message and image loss, a scalar."""
-        generator = torch.Generator().manual_seed(mix(self.seed, self.global_step, 0xB175))
+        generator = torch.Generator().manual_seed(mix(self.seed, self.global_step, 0xB175 + self.global_rank))
         secret = draw_secrets(len(batch.images), self.bits, generator).to(batch.images.device)
         residual, logits = self.model(batch.images, secret)
         parts = losses(residual, logits, secret)
         weight = image_weight(int(self.since), self.image_weight, self.delay, self.ramp)
-        if self.since >= 0 or parts.accuracy > self.start_accuracy:
+        accuracy = self.all_gather(parts.accuracy).mean()  # type: ignore[union-attr]  # one clock for all ranks
+        if self.since >= 0 or accuracy > self.start_accuracy:
             self.since += 1
         loss = parts.message + weight * parts.image
         values: dict[str, Any] = {
             "train/loss": loss.detach(),
-            "train/bit_accuracy": parts.accuracy,
+            "train/bit_accuracy": accuracy,
             "train/residual_mse": parts.image.detach(),
             "train/image_weight": weight,
         }

@@ -34,7 +34,7 @@ class LocalGradientAscent(Classifier):
 
     def loss(self, logits: Tensor, batch: Batch) -> Tensor:
         """The floored cross-entropy, a scalar."""
-        losses = F.cross_entropy(logits, batch.labels, reduction="none")
+        losses = self.whole(F.cross_entropy(logits, batch.labels, reduction="none"))
         return signed_floor(losses, **self.options)  # type: ignore[arg-type]
 
 
@@ -88,8 +88,8 @@ class JointAscent(StageModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """A scalar."""
         logits = self(batch.images)
-        losses = F.cross_entropy(logits, batch.labels, reduction="none")
-        suspect: Tensor = self.suspect[batch.rows]  # type: ignore[index]
+        losses = self.whole(F.cross_entropy(logits, batch.labels, reduction="none"))
+        suspect: Tensor = self.suspect[self.whole(batch.rows)]  # type: ignore[index]
         loss = masked_mean(losses, ~suspect) - self.weight * masked_mean(losses, suspect)
         self.log_batch(loss, logits, batch)
         return loss

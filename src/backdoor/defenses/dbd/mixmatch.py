@@ -17,6 +17,7 @@ from backdoor.defenses.dbd.method import credible_rows, interleave, sharpen, sym
 from backdoor.errors import UserError, check_whole
 from backdoor.inference import CPU_BATCH, GPU_BATCH, evaluating
 from backdoor.modules import StageModule
+from backdoor.ranks import share
 from backdoor.state import State
 
 PARTS = 3  # of a batch: labelled rows, and two views of unlabelled ones
@@ -78,7 +79,7 @@ class MixMatch(StageModule):
         self.ramp, self.ramp_start = ramp, ramp_start
         self.entropy = {"alpha": alpha, "beta": beta}
         self.seed = seed
-        self.losses = torch.empty(0)
+        self.losses, self.parts = torch.empty(0), PARTS
 
     def rank(self, epoch: int) -> Tensor:
         """float32 (N,): the symmetric cross-entropy of every augmented row, in eval mode."""
@@ -103,7 +104,7 @@ class MixMatch(StageModule):
         Raises:
             UserError: fewer than 1 / share rows, or losses that are no numbers.
         """
-        self.losses = self.rank(epoch)
+        self.losses = share(self.rank(epoch))  # one ranking for all ranks, to the last bit
         if not torch.isfinite(self.losses).all():
             raise UserError("stage mixmatch: losses are no numbers; lower its lr, or set trainer.precision=fp32")
         credible = credible_rows(self.losses, self.share, self.state.train.labels if self.per_class else None)

@@ -73,8 +73,8 @@ class MixedHead(StageModule):
         with torch.no_grad():
             features = model.features(self.views(batch.images))
         logits = model.head(features)
-        losses = F.cross_entropy(logits, batch.labels, reduction="none")
-        suspect: Tensor = self.suspect[batch.rows]  # type: ignore[index]
+        losses = self.whole(F.cross_entropy(logits, batch.labels, reduction="none"))
+        suspect: Tensor = self.suspect[self.whole(batch.rows)]  # type: ignore[index]
         loss = masked_mean(losses, ~suspect) - self.weight * masked_mean(losses, suspect)
         self.log_batch(loss, logits, batch)
         return loss

@@ -19,6 +19,6 @@ class CentreSpreading(StageModule):
         if not isinstance(self.model, ImageClassifier):
             raise UserError(f"expected a model with features and a linear head, got {type(self.model).__name__}")
         features = self.model.features(batch.images)
-        loss = centre_similarity(features.float(), batch.labels, self.state.num_classes)
+        loss = centre_similarity(self.whole(features.float()), self.whole(batch.labels), self.state.num_classes)
         self.log_batch(loss, self.model.head(features), batch)
         return loss

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from backdoor.errors import UserError
+from backdoor.plan import workers_of
 from backdoor.workers import check_device, environment_of, run_all, slots_of
 
 
@@ -64,3 +65,9 @@ def test_calls_see_their_workers_device(monkeypatch):
 
     monkeypatch.setattr(workers, "on_device", lambda slot, call, arguments: call(*arguments))
     assert set(run_all(call, [(0.5,)] * 4, ["3", "4"])) == {"3", "4"}
+
+
+def test_the_plan_knows_how_many_jobs_run_at_once():
+    assert workers_of({"workers": None, "devices": [0, 1, 1]}) == 3
+    assert workers_of({"timeout_min": 5, "array_parallelism": 32}) == 32
+    assert workers_of({}) == 1  # basic; ray, whose cluster alone knows

@@ -138,10 +138,10 @@ def jobs_of(command: Command, checked: list[Command]) -> Iterator[Job]:
 
 
 def workers_of(launcher: Mapping[str, Any]) -> int:
-    """How many jobs the launcher's config runs at once."""
-    if "devices" not in launcher:
-        return 1
-    return len(slots_of(launcher.get("workers"), launcher["devices"]))
+    """How many jobs the launcher's config runs at once; 1 where only the cluster knows."""
+    if "devices" in launcher:
+        return len(slots_of(launcher.get("workers"), launcher["devices"]))
+    return int(launcher.get("array_parallelism", 1))
 
 
 def plan(command: Command, checked: list[Command]) -> list[str]:

@@ -26,6 +26,9 @@ SRC = Path(__file__).parents[1] / "src"
 # The smallest network and the fewest steps: for tests whose claim does not depend on what is learnt.
 QUICK = ("model=small_cnn", "model.width=4", "trainer=debug", "trainer.monitor_images=0", "threads=1")
 
+# Files of a minute or so begin first, or one worker would end with them while the other has nothing left to do.
+LONG = ("run", "ddp", "launchers", "sweep", "run_again", "attack_inputaware_runs", "sweep_progress", "ddp_fit")
+
 Completed = subprocess.CompletedProcess[str]
 RunCli = Callable[..., Completed]
 
@@ -48,6 +51,12 @@ def numbers(folder: Path) -> list[dict[str, Any]]:
         {name: value for name, value in stage.items() if name not in ("seconds", "stored")}
         for stage in read_json(folder)["stages"]
     ]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first; the others as they come."""
+    place = {f"test_{name}": number for number, name in enumerate(LONG)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(place)))
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import io
 import json
 import os
 import pty
@@ -17,17 +18,17 @@ import time
 import pytest
 from rich.console import Console
 
-from backdoor.sweep_progress import NOTES, SCREEN, Progress, clock, noted, watching, write_note
+from backdoor.sweep_progress import NOTES, REFRESH_S, SCREEN, Progress, clock, noted, watching, write_note
 from conftest import QUICK
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo terminal")
 SWEEP = ("-m", *QUICK, "reserved=0.05", "attack=badnets", "defense=none,ft")
 
 
-def on_terminal(*words: str, ci: bool = False) -> str:
+def on_terminal(*words: str) -> str:
     """What the command shows on a terminal of 130 columns, without colours and cursor moves."""
     env = {name: value for name, value in os.environ.items() if name != "CI"}
-    env |= {"TERM": "xterm", "OMP_NUM_THREADS": "1", **({"CI": "true"} if ci else {})}
+    env |= {"TERM": "xterm", "OMP_NUM_THREADS": "1"}
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 130, 0, 0))
     command = [sys.executable, "-m", "backdoor", *words]
@@ -50,8 +51,8 @@ def on_terminal(*words: str, ci: bool = False) -> str:
 
 def test_workers_have_a_line_each_and_jobs_their_own_files(tmp_path):
     folder = tmp_path / "sweep"
-    own = (f"store.dir={tmp_path / 'cache'}", f"hydra.sweep.dir={folder}", "hydra/launcher=joblib")
-    shown = on_terminal(*SWEEP, *own)
+    one = ("hydra/launcher=joblib", "hydra.launcher.workers=1")  # two might end between two looks
+    shown = on_terminal(*SWEEP, *one, f"store.dir={tmp_path / 'cache'}", f"hydra.sweep.dir={folder}")
     assert "0 of 2 jobs done" in shown
     assert re.search(r"1 of 2 jobs done, about \d:\d\d:\d\d left", shown)
     assert re.search(r" 0 +defense=none .*\d:\d\d:\d\d", shown)
@@ -61,12 +62,19 @@ def test_workers_have_a_line_each_and_jobs_their_own_files(tmp_path):
     assert not (folder / NOTES).exists()
 
 
-@pytest.mark.parametrize("ci", [False, True])
-def test_jobs_in_this_process_keep_their_bars_and_ci_is_quiet(ci, tmp_path):
-    own = (f"store.dir={tmp_path / 'cache'}", f"hydra.sweep.dir={tmp_path / 'sweep'}")
-    shown = on_terminal(*SWEEP, *own, ci=ci)
-    assert bool(re.search(r"job 1: defense=ft  \(1 of 2 jobs done, about .* left\)", shown)) is not ci
+def test_jobs_in_this_process_keep_their_bars(tmp_path):
+    shown = on_terminal(*SWEEP, f"store.dir={tmp_path / 'cache'}", f"hydra.sweep.dir={tmp_path / 'sweep'}")
+    assert re.search(r"job 1: defense=ft  \(1 of 2 jobs done, about .* left\)", shown)
     assert "R-Acc" in shown.split("2 jobs: 2 done")[0]
+
+
+@pytest.mark.parametrize(("ci", "terminal"), [("", True), ("true", True), ("", False)])
+def test_ci_and_pipes_are_quiet(ci, terminal, tmp_path, monkeypatch):
+    monkeypatch.setenv("CI", ci)
+    screen = io.StringIO()
+    with watching(tmp_path, ["a", "b"], separate=True, console=Console(file=screen, force_terminal=terminal)):
+        time.sleep(2 * REFRESH_S)
+    assert ("0 of 2 jobs done" in screen.getvalue()) is (terminal and not ci)
 
 
 def test_dead_workers_vanish_and_those_of_other_machines_stay(tmp_path):

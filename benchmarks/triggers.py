@@ -6,6 +6,8 @@ Both sides do the same arithmetic on the same random images. Ours is the trigger
 cuts them into chunks itself); the loop calls it with one image at a time, as the reference codes' loops do, but without
 their PIL and files (benchmarks/poisoning.py has those). The loop is timed on `--items` images and scaled.
 
+`warp` has a second row, whose loop is torch's `grid_sample` alone.
+
 The loop's trigger keeps its pattern between calls, which is more than the reference codes do: SIG's there computes
 the wave anew for each image. The target is for pure formulas. Two kinds have none: triggers that run a network (their
 loop is the bare network on a batch of one; weights are random, which costs the same), and noise drawn for each image.
@@ -19,19 +21,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from common import arguments, seconds, use_threads, verdict
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from PIL import Image
 from torch import Tensor
 
+from backdoor.allocator import keep_freed_memory
 from backdoor.attacks.inputaware import InputAware
 from backdoor.attacks.inputaware.method import pasted, sharpened
 from backdoor.attacks.inputaware.networks import Generator
 from backdoor.attacks.ssba import Encoder, Steganography
 from backdoor.confdir import conf_dir
-from backdoor.triggers import Additive, Trigger
-from backdoor.triggers.base import one_thread
+from backdoor.triggers import Additive, Trigger, Warp
+from backdoor.triggers.chunks import one_thread
 
 TARGET = 20.0
 DRAWS_EACH = ("blend_noise_per_image",)
@@ -59,9 +63,21 @@ def formulas(side: int, folder: Path) -> Iterator[Candidate]:
         trigger = instantiate(config, _convert_="all")
         if not trigger.needs:
             yield Candidate(path.stem, trigger, trigger, path.stem not in DRAWS_EACH)
+            if isinstance(trigger, Warp):
+                yield Candidate(f"{path.stem} (bare loop)", trigger, with_grid_sample(trigger, side), False)
     pattern = torch.randn(3, side, side, generator=torch.Generator().manual_seed(0)) * 8
     added = Additive().equip({"pattern": pattern})
     yield Candidate("additive (lf, trojannn)", added, added, True)
+
+
+def with_grid_sample(warp: Warp, side: int) -> Callable[[Tensor, Tensor], Tensor]:
+    """`grid_sample` and nothing else for one image: none of a trigger's checks, and quicker for one than our way."""
+    grid = warp.grid(side, side)
+
+    def one(image: Tensor, row: Tensor) -> Tensor:
+        return to_pixels(F.grid_sample(image.float(), grid, mode="bilinear", align_corners=True))
+
+    return one
 
 
 def networks(side: int, device: torch.device) -> Iterator[Candidate]:
@@ -137,6 +153,7 @@ def main() -> None:
     parser.add_argument("--only", default=None, help="names, separated by commas")
     args = parser.parse_args()
     use_threads(args.threads)
+    keep_freed_memory()  # as a run does
     device, generator = torch.device(args.device), torch.Generator().manual_seed(0)
     size = (args.count, 3, args.side, args.side)
     images = torch.randint(0, 256, size, dtype=torch.uint8, generator=generator).to(device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
@@ -36,6 +37,18 @@ def test_a_constant_image_stays_as_it_is_borders_included(level, shape):
         assert torch.equal(trigger(image), image)
         assert torch.equal(trigger.noisy()(image, torch.arange(2)), image)
         assert (trigger(image / 255) - image / 255).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("settings", [{}, {"rounding": "trunc"}, {"points": 8, "strength": 3.0}, {"clamp": False}])
+@pytest.mark.parametrize("shape", [(3, 32, 32), (1, 40, 28)])
+def test_whole_batches_get_what_grid_sample_gives_one_image(settings, shape):
+    images = torch.cat([photos(5, side=max(shape[1:]), channels=shape[0])[..., : shape[1], : shape[2]]] * 30)
+    warp = Warp(**settings)
+    grid = warp.grid(*shape[1:])
+    for row in (0, 77, 149):
+        level = F.grid_sample(images[row : row + 1].float(), grid, mode="bilinear", align_corners=True)[0]
+        slow = (level + (0.5 if warp.rounding == "round" else 0)).floor().clamp(0, 255).to(torch.uint8)
+        assert torch.equal(warp(images)[row], slow)
 
 
 def test_without_the_clamp_zero_padding_paints_black_or_the_mean_colour():

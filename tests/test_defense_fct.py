@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as VF
 
-from backdoor.data.loader import ResidentLoader
+from backdoor.data.loader import Batch, ResidentLoader
 from backdoor.defenses.dbr import UnlearnRelearn
 from backdoor.defenses.fct import CentreSpreading, FeatureConsistency, centre_similarity, feature_change, transformed
 from backdoor.errors import UserError
@@ -148,6 +148,47 @@ def test_the_repair_unlearns_what_is_suspect_and_keeps_what_is_trusted(tmp_path)
     assert before[0] > 0.6
     assert after[0] <= 0.3
     assert after[1] > 0.85
+
+
+@pytest.mark.parametrize(
+    ("ceiling", "expected"), [(None, -(0.3 + 4.0) / 4 + 1.7 / 4), (2.0, -(0.3 + 2.0) / 4 + 1.7 / 4)]
+)
+def test_the_repair_ends_at_a_suspect_rows_ceiling(ceiling, expected):
+    """Cross-entropies 0.3 and 4.0 of suspect rows, 1.2 and 0.5 of trusted ones; above the ceiling there is no slope."""
+    state = replace(digits(4), groups={"suspect": torch.tensor([True, True, False, False])})
+    module = UnlearnRelearn(model=torch.nn.Identity(), state=state, lr=0.1, ceiling=ceiling)
+    module.log_batch = lambda *_: None
+    chance = torch.tensor([0.3, 4.0, 1.2, 0.5]).neg().exp()
+    logits = torch.stack([chance.log(), (1 - chance).log()], 1).requires_grad_()
+    loss = module.training_step(Batch(logits, torch.zeros(4, dtype=torch.long), torch.arange(4)), 0)
+    assert loss.item() == pytest.approx(expected)
+    loss.backward()
+    assert bool(logits.grad[1].any()) == (ceiling is None)
+    assert logits.grad[0].any()
+    assert logits.grad[2].any()
+
+
+def test_a_frozen_repair_keeps_the_victims_statistics(tmp_path):
+    state = replace(digits(40), model=tiny_cnn())
+    state = replace(state, groups={"suspect": torch.arange(40) < 10, "trusted": torch.arange(40) >= 10})
+    rows = ["suspect", "trusted"]
+    before = {name: value.clone() for name, value in state.model.state_dict().items()}
+    for mode in ("train", "frozen"):
+        module = partial(UnlearnRelearn, lr=0.01, bn_mode=mode)
+        stage = Fit(module=module, model="current", rows=rows, epochs=2, batch_size=10)
+        after = stage.run(state, small_context(), name="repair", work=tmp_path / mode).state.model.state_dict()
+        moved = {name.rsplit(".")[-1] for name, value in after.items() if not torch.equal(value, before[name])}
+        assert "weight" in moved
+        assert ("running_mean" in moved) == (mode == "train")
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"), [({"bn_mode": "eval"}, "bn_mode=eval: "), ({"ceiling": 0}, "ceiling=0: ")]
+)
+def test_settings_of_the_repair_that_make_no_sense_are_refused(setting, words):
+    state = replace(digits(4), groups={"suspect": torch.zeros(4, dtype=torch.bool)})
+    with pytest.raises(UserError, match=words):
+        UnlearnRelearn(model=tiny_cnn(), state=state, lr=0.1, **setting)
 
 
 def test_the_distinguisher_is_a_network_of_its_own(tmp_path):

@@ -83,7 +83,7 @@ def test_batch_equals_a_loop_over_images(name: str, count: int, picture: str) ->
 def test_chunks_leave_no_seam(name: str, picture: str, monkeypatch: pytest.MonkeyPatch) -> None:
     trigger, images, index = load(name, picture), photos(5), torch.arange(5)
     whole = trigger(images, index)
-    monkeypatch.setattr("backdoor.triggers.base.CPU_CHUNK", 2 * 3 * 32 * 32)
+    monkeypatch.setattr("backdoor.triggers.chunks.CPU_CHUNK", 2 * 3 * 32 * 32)
     assert torch.equal(trigger(images, index), whole)
 
 
@@ -91,8 +91,7 @@ def test_chunks_leave_no_seam(name: str, picture: str, monkeypatch: pytest.Monke
 def test_writing_in_place_gives_the_same_pixels_and_leaves_other_rows(
     name: str, picture: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("base", "local"):
-        monkeypatch.setattr(f"backdoor.triggers.{module}.CPU_CHUNK", 2 * 3 * 32 * 32)
+    monkeypatch.setattr("backdoor.triggers.chunks.CPU_CHUNK", 2 * 3 * 32 * 32)
     trigger, images = load(name, picture), photos(9)
     rows, index = torch.tensor([7, 0, 3, 4, 8]), torch.tensor([70, 5, 31, 4, 8])
     expected = images.clone()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from copy import deepcopy
 from typing import Any, Self, TypeVar
 
@@ -11,14 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from backdoor.errors import UserError
+from backdoor.triggers.chunks import one_thread, rows_at_once
 from backdoor.triggers.settings import one_of
 
 Shape = tuple[int, int, int]
 T = TypeVar("T")
-
-# Elements painted at once: on a CPU the float copies stay in the cache, elsewhere memory stays bounded.
-CPU_CHUNK = 1 << 19
-DEVICE_CHUNK = 1 << 27
 
 
 class Trigger(nn.Module):
@@ -136,13 +133,15 @@ class Trigger(nn.Module):
         if images.dtype != torch.uint8:
             levels = to_levels(images)
             return self.finish(self.paint(levels.clone(), index), levels, images)
-        chunk = CPU_CHUNK if images.device.type == "cpu" else DEVICE_CHUNK
-        step = max(1, chunk // max(1, images[0:1].numel()))
-        out = torch.empty_like(images)
+        step, out = rows_at_once(images), torch.empty_like(images)
         for start in range(0, max(1, len(images)), step):  # an empty batch, too, is painted and refused like others
             rows = slice(start, start + step)
-            out[rows] = self._pixels(self.paint(to_levels(images[rows]), None if index is None else index[rows]))
+            out[rows] = self.stamp_some(images[rows], None if index is None else index[rows])
         return out
+
+    def stamp_some(self, images: Tensor, index: Tensor | None) -> Tensor:
+        """uint8 images, a cache-sized chunk of them -> levels in 0..255, of any dtype that a cast makes uint8."""
+        return self._pixels(self.paint(to_levels(images), index))
 
     def write(self, images: Tensor, rows: Tensor, index: Tensor) -> None:
         """Stamp some rows in place, a cache-sized chunk at a time; other pages of a memory map stay untouched.
@@ -156,7 +155,7 @@ class Trigger(nn.Module):
             index: int64 (n,), rows in the original set.
         """
         pixels = images.numpy()  # copies whole rows at once; torch's indexed writes go element by element
-        step = max(1, CPU_CHUNK // max(1, images[0:1].numel()))
+        step = rows_at_once(images)
         device = next((value.device for value in self.state_dict().values()), images.device)
         with nullcontext() if self.network else one_thread():
             for some, numbers in zip(rows.split(step), index.split(step), strict=True):
@@ -213,17 +212,6 @@ class Trigger(nn.Module):
 def below(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
     """The part of a state_dict that belongs to the member `name`."""
     return {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """One CPU thread for torch inside; the earlier number after."""
-    count = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(count)
 
 
 def to_levels(images: Tensor) -> Tensor:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from backdoor.errors import UserError
-from backdoor.triggers.base import CPU_CHUNK, Shape, Trigger, fit_channels, one_thread, shape_of, to_levels
+from backdoor.triggers.base import Shape, Trigger, fit_channels, shape_of, to_levels
+from backdoor.triggers.chunks import one_thread, rows_at_once
 
 ANCHORS = ("top_left", "top_right", "bottom_left", "bottom_right", "center")
 
@@ -68,7 +69,7 @@ class Local(Trigger):
     def write(self, images: Tensor, rows: Tensor, index: Tensor) -> None:
         for piece in self._on(images):
             covered = piece.of(images)  # only these pixels are read and written
-            pixels, step = covered.numpy(), max(1, CPU_CHUNK // max(1, covered[0:1].numel()))
+            pixels, step = covered.numpy(), rows_at_once(covered)
             with one_thread():
                 for some in rows.split(step):
                     where = some.numpy()

@@ -98,7 +98,7 @@ class Warp(Trigger):
         self.check_shape((x.shape[1], x.shape[2], x.shape[3]))
         if len(x) == 0:
             return x
-        grid = self._cached(x, lambda: self.grid(*x.shape[2:]).to(x.device))
+        grid, _, _ = self._places(x)
         if self.noise:
             grid = self._inside(grid + self.jitter(x, index))
         zero = self._zero(x)
@@ -107,6 +107,19 @@ class Warp(Trigger):
         with torch.autocast(x.device.type, enabled=False):
             bent = F.grid_sample(x, grid, mode="bilinear", padding_mode=self.padding, align_corners=True)
         return bent if zero is None else bent.add_(zero)
+
+    def stamp_some(self, images: Tensor, index: Tensor | None) -> Tensor:
+        """The same pixels as by `paint`, bit by bit, twice as fast on a CPU where all images share one field.
+
+        With one pixel of all images in a row, vector instructions add up rows; `grid_sample` gathers single numbers.
+        """
+        self.check_shape((images.shape[1], images.shape[2], images.shape[3]))
+        if self.noise or not self.clamp or images.device.type != "cpu" or len(images) == 0:
+            return super().stamp_some(images, index)
+        _, positions, weights = self._places(images)
+        rows = transposed(images.flatten(0, 1).flatten(1)).float()
+        sums = F.embedding_bag(positions, rows, per_sample_weights=weights, mode="sum")
+        return transposed(self._pixels(sums).to(torch.uint8)).view(images.shape)
 
     def jitter(self, x: Tensor, index: Tensor | None) -> Tensor:
         """Offsets of the noise mode: float32 (B, H, W, 2), uniform in +-noise / side, from (seed, index) alone."""
@@ -131,6 +144,16 @@ class Warp(Trigger):
                 f"got {len(self.mean)}"
             )
 
+    def _places(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The grid for images like `x`, and its `taps`; made once."""
+
+        def make() -> tuple[Tensor, Tensor, Tensor]:
+            grid = self.grid(*x.shape[2:])
+            positions, weights = taps(grid)
+            return grid.to(x.device), positions.to(x.device), weights.to(x.device)
+
+        return self._cached(x, make)
+
     def _inside(self, grid: Tensor) -> Tensor:
         return grid.clamp(-1, 1) if self.clamp else grid
 
@@ -146,3 +169,33 @@ def control_points(points: int, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.rand(1, 2, points, points, generator=generator) * 2 - 1
     return drawn / drawn.abs().mean()
+
+
+def taps(grid: Tensor) -> tuple[Tensor, Tensor]:
+    """The four pixels that each place inside an image lies between, and their bilinear weights.
+
+    Args:
+        grid: float32 (1, H, W, 2), in [-1, 1], the corners' centres being at -1 and 1.
+
+    Returns:
+        Positions int64 and weights float32, both (H * W, 4); a position is row * W + column.
+    """
+    height, width = grid.shape[1:3]
+    x, y = ((grid[0, ..., axis] + 1) / 2 * (size - 1) for axis, size in enumerate((width, height)))
+    left, top = x.floor().clamp(0, width - 2), y.floor().clamp(0, height - 2)
+    right, down = x - left, y - top
+    first = (top * width + left).long()
+    weights = [(1 - right) * (1 - down), right * (1 - down), (1 - right) * down, right * down]
+    positions = [first, first + 1, first + width, first + width + 1]
+    return torch.stack(positions, 2).view(-1, 4), torch.stack(weights, 2).view(-1, 4)
+
+
+def transposed(matrix: Tensor) -> Tensor:
+    """(m, n) -> (n, m), contiguous, in a third of the time of `matrix.t().contiguous()` on a CPU.
+
+    Shuffling m groups of n channels of one pixel is a transposition, and the one in torch with vector instructions.
+    """
+    rows, columns = matrix.shape
+    size = matrix.numel()
+    pixel = matrix.contiguous().as_strided((1, size, 1, 1), (size, 1, size, size))  # channels last
+    return F.channel_shuffle(pixel, rows).view(columns, rows)

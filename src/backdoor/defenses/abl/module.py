@@ -7,14 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from backdoor.data.loader import Batch
 from backdoor.defenses.abl.method import signed_floor
-from backdoor.errors import UserError, suggest
-from backdoor.modules import Classifier, StageModule, masked_mean
-
-BN_MODES = ("train", "frozen", "stats_only")
+from backdoor.errors import UserError
+from backdoor.modules import BN_MODES, Classifier, StageModule, check_bn_mode, freeze_batch_norm, masked_mean
 
 
 class LocalGradientAscent(Classifier):
@@ -49,18 +46,14 @@ class GradientAscent(StageModule):
 
     def __init__(self, *, bn_mode: str = "train", **common: Any) -> None:
         super().__init__(**common)
-        if bn_mode not in BN_MODES:
-            raise UserError(f"bn_mode={bn_mode}: {suggest(bn_mode, BN_MODES)}")
-        self.bn_mode = bn_mode
+        self.bn_mode = check_bn_mode(bn_mode, (*BN_MODES, "stats_only"))
         if bn_mode == "stats_only":
             self.lr = 0.0
 
     def on_train_epoch_start(self) -> None:
         """BatchNorm leaves train mode again if it is frozen."""
         if self.bn_mode == "frozen":
-            for part in self.model.modules():
-                if isinstance(part, _BatchNorm):
-                    part.eval()
+            freeze_batch_norm(self.model)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Minus the mean cross-entropy, a scalar."""

@@ -10,11 +10,8 @@ from torch import Tensor, nn
 
 from backdoor.data.loader import Batch
 from backdoor.defenses.dbd.method import contrastive_loss, symmetric_cross_entropy
-from backdoor.errors import UserError, suggest
-from backdoor.modules import StageModule
+from backdoor.modules import StageModule, check_bn_mode
 from backdoor.modules.contrast import ContrastModule, check_temperature, extractor_of
-
-BN_MODES = ("train", "frozen")
 
 
 class Contrast(ContrastModule):
@@ -45,9 +42,7 @@ class SymmetricHead(StageModule):
 
     def __init__(self, *, alpha: float = 0.1, beta: float = 1.0, bn_mode: str = "train", **common: Any) -> None:
         super().__init__(**common)
-        if bn_mode not in BN_MODES:
-            raise UserError(f"bn_mode={bn_mode}: {suggest(bn_mode, BN_MODES)}")
-        self.weights, self.bn_mode = {"alpha": alpha, "beta": beta}, bn_mode
+        self.weights, self.bn_mode = {"alpha": alpha, "beta": beta}, check_bn_mode(bn_mode)
 
     def trained(self) -> Iterable[nn.Parameter]:
         """The head's."""

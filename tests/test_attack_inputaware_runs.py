@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hydra.utils import instantiate
@@ -11,11 +13,12 @@ from safetensors.torch import load_file
 from backdoor.attacks import AllToOne, PoisonGroup, PoisonPlan
 from backdoor.attacks.controlled import CrossAccuracy
 from backdoor.attacks.inputaware import HandOver, InputAware, InputAwareTraining, LearnMask, MaskTraining
+from backdoor.attacks.inputaware.networks import Generator
 from backdoor.models import small_cnn
 from backdoor.stages import Fit
 from backdoor.state import State
 from conftest import QUICK, read_json
-from helpers_surrogate import digits
+from helpers_surrogate import digits, tiny_cnn
 from test_context import small_context
 
 # The same attack with small networks on small images.
@@ -63,6 +66,32 @@ def test_own_triggers_work_and_other_images_triggers_do_not(tmp_path):
         triggered = InputAware().equip(state.findings)(others.images) / 255
         assert (model(triggered).argmax(1) == 0).float().mean() > 0.7
         assert (model(others.images / 255).argmax(1) == others.labels).float().mean() > 0.95
+
+
+def test_gradients_are_zeroed_or_add_up_over_the_steps(tmp_path):
+    """Nothing moves at rate 0, so that two steps' gradients are those of the first plus those of the second."""
+
+    def after(steps: int, zero: bool) -> list[torch.Tensor]:
+        mask = Generator.fresh(digits(60).train, out=1, width=4, seed=5)
+        state = replace(digits(60), findings={"mask_net": mask.state_dict()})
+        module = InputAwareTraining(
+            model=tiny_cnn(),
+            state=state,
+            poison=PoisonGroup(0.3, AllToOne(target=0)),
+            width=4,
+            lr=0.0,
+            pattern_lr=0.0,
+            pattern_zero_grad=zero,
+        )
+        work = tmp_path / f"{steps}-{zero}"
+        work.mkdir()
+        small_context(max_batches=steps).fit(module, state.train, name="victim", work=work, epochs=1, batch_size=20)
+        return [parameter.grad for parameter in module.pattern_net.parameters()]
+
+    first, second, both = after(1, True), after(2, True), after(2, False)
+    for one, two, total in zip(first, second, both, strict=True):
+        torch.testing.assert_close(one + two, total, rtol=1e-3, atol=1e-5)
+    assert any(not torch.allclose(two, total) for two, total in zip(second, both, strict=True))
 
 
 def test_a_run_against_a_defense_trains_once_and_its_trigger_is_the_saved_one(command, tmp_path, cache_dir):

@@ -82,7 +82,7 @@ class InputAwareTraining(StageModule):
     pairs, costs no second pass over the data, and is the same after a kill because the loader's order is.
 
     loss = cross-entropy + lambda_div * mean(d(x1, x2) / d(G(x1), G(x2))) over poisoned rows and those others, one
-    backward pass for both optimisers, whose gradients are zeroed before each step.
+    backward pass for both optimisers.
 
     Args:
         poison: its ratio p, at most 1/3, and its label map.
@@ -90,6 +90,8 @@ class InputAwareTraining(StageModule):
         width: channels of the pattern network's first stage; 32 as published.
         lambda_div: weight of the diversity loss; 1 as published.
         pattern_lr, pattern_schedule: Adam's for the pattern network; 0.01 and constant as published for 100 epochs.
+        pattern_zero_grad: whether its gradients are zeroed before each step; in the authors' code and in
+            BackdoorBench they add up over the whole training (here, until a kill: they are in no checkpoint).
         common: see `StageModule`, for the victim's SGD.
 
     Raises:
@@ -105,6 +107,7 @@ class InputAwareTraining(StageModule):
         lambda_div: float = 1.0,
         pattern_lr: float = 0.01,
         pattern_schedule: str = "constant",
+        pattern_zero_grad: bool = True,
         **common: Any,
     ) -> None:
         super().__init__(**common)
@@ -115,7 +118,7 @@ class InputAwareTraining(StageModule):
             )
         self.automatic_optimization = False
         self.ratio, self.label_map, self.seed = poison.ratio, poison.label_map, seed
-        self.lambda_div, self.pattern_lr = lambda_div, pattern_lr
+        self.lambda_div, self.pattern_lr, self.pattern_zero_grad = lambda_div, pattern_lr, bool(pattern_zero_grad)
         check_schedule(pattern_schedule)
         self.pattern_schedule = pattern_schedule
         self.draws = epoch_generator(seed, 0)
@@ -145,7 +148,7 @@ class InputAwareTraining(StageModule):
         logits = self(changed.images)
         loss = F.cross_entropy(logits, changed.labels) + self.lambda_div * diverse
         optimizers = self.both(self.optimizers())
-        for optimizer in optimizers:
+        for optimizer in optimizers if self.pattern_zero_grad else optimizers[:1]:
             optimizer.zero_grad()
         self.manual_backward(loss)
         for optimizer in optimizers:

@@ -96,7 +96,7 @@ def _spectra(part: SubFigure, looks: Sequence[Look], note: str) -> None:
         axes.set_title(f"spectrum, {look.name}", fontsize=10, parse_math=False)
         axes.set_xlabel("cycles per image", fontsize=8)
         axes.tick_params(labelsize=7)
-        part.colorbar(image, ax=axes, fraction=0.046)
+        part.colorbar(image, cax=axes.inset_axes((1.05, 0, 0.05, 1)))  # beside the picture, wherever that is
 
 
 def preview_table(looks: Sequence[Look], console: Console | None = None) -> None:

@@ -70,6 +70,20 @@ def scored(state: State, **options) -> torch.Tensor:
     return FeatureConsistency(weights="net", **options).run(given, context, name="score", work=None).state.scores["fct"]
 
 
+@pytest.mark.parametrize("knows", [True, False])
+def test_a_network_that_knows_nothing_any_more_is_told(knows, tmp_path):
+    state, said = digits(150), []
+    context = replace(small_context(say=said.append), new_model=tiny_cnn)
+    warm = Fit(module=partial(Classifier, lr=0.05), epochs=8, batch_size=20, into="net")
+    state = warm.run(state, context, name="warm", work=tmp_path).state
+    if not knows:  # the head answers 3, whatever it is shown
+        net = dict(state.findings["net"])
+        net["head.bias"] = net["head.bias"] + 1e3 * torch.eye(10)[3]
+        state = replace(state, findings={"net": net})
+    FeatureConsistency(weights="net", draws=1).run(state, context, name="score", work=None)
+    assert [line for line in said if "as a guess would be" in line] == said[len(said) - (not knows) :]
+
+
 def test_a_rows_score_is_its_own_mean_over_its_own_draws():
     state = digits(150)
     scores = scored(state, draws=2)

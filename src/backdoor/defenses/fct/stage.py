@@ -13,10 +13,13 @@ from backdoor.context import RunContext
 from backdoor.data.loader import mix
 from backdoor.defenses.fct.method import check_transforms, feature_change, transformed
 from backdoor.errors import UserError, check_whole
-from backdoor.inference import CPU_BATCH, GPU_BATCH, evaluating
+from backdoor.inference import CPU_BATCH, GPU_BATCH, evaluating, predict
 from backdoor.models.base import ImageClassifier
 from backdoor.stages.base import Outcome
 from backdoor.state import Split, State
+
+# Below so many times the accuracy of a guess, the network that scores knows nothing any more; how many rows are asked.
+GUESS, ASKED = 1.5, 2000
 
 
 class FeatureConsistency:
@@ -63,12 +66,27 @@ class FeatureConsistency:
         if not isinstance(model, ImageClassifier):
             raise UserError(f"stage {name}: expected a model with features, got {type(model).__name__}")
         model.load_state_dict(state.findings[self.weights])
+        self.warn_if_collapsed(model, state, context, name)
         generator = torch.Generator().manual_seed(mix(context.seed, 0xFC7))
         draws = torch.rand(len(state.train), self.draws, 3, generator=generator)
         scores = self.score(model, state.train, draws, context)
         if not torch.isfinite(scores).all():
             raise UserError(f"stage {name}: features are no numbers; lower the lr of the stages before")
         return Outcome(replace(state, scores={**state.scores, "fct": scores}))
+
+    def warn_if_collapsed(self, model: ImageClassifier, state: State, context: RunContext, name: str) -> None:
+        """Say so if the network no longer knows the labels it was trained on: its score then tells nothing.
+
+        Pushing centres apart is done without a cross-entropy, and has wiped out all that a short warm-up taught.
+        """
+        rows = torch.linspace(0, len(state.train) - 1, min(ASKED, len(state.train))).long()
+        some = state.train.take(rows)
+        right = predict(model, some, precision=context.hardware.precision).cpu().eq(some.labels).float().mean().item()
+        if right < GUESS / state.num_classes:
+            context.say(
+                f"{name}: the network that scores is right on {right:.0%} of the train rows, as a guess would be; give "
+                "the stage before last (warm) more epochs, or the last (tighten) fewer"
+            )
 
     @torch.no_grad()
     def score(self, model: ImageClassifier, train: Split, draws: Tensor, context: RunContext) -> Tensor:

@@ -225,3 +225,8 @@ def test_what_does_not_fit_is_refused():
         LearnMask(module=MaskTraining, epochs=0)
     with pytest.raises(UserError, match="schedule"):
         training(pattern_schedule="cosin")
+
+
+def test_a_choice_about_gradients_that_is_none_is_refused():
+    with pytest.raises(UserError, match="pattern_zero_grad=maybe: expected true or false"):
+        training(pattern_zero_grad="maybe")

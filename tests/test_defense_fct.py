@@ -197,7 +197,8 @@ def test_a_frozen_repair_keeps_the_victims_statistics(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("setting", "words"), [({"bn_mode": "eval"}, "bn_mode=eval: "), ({"ceiling": 0}, "ceiling=0: ")]
+    ("setting", "words"),
+    [({"bn_mode": "eval"}, "bn_mode=eval: "), ({"ceiling": 0}, "ceiling=0: "), ({"ceiling": "high"}, "ceiling=high: ")],
 )
 def test_settings_of_the_repair_that_make_no_sense_are_refused(setting, words):
     state = replace(digits(4), groups={"suspect": torch.zeros(4, dtype=torch.bool)})

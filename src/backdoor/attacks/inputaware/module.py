@@ -95,7 +95,7 @@ class InputAwareTraining(StageModule):
         common: see `StageModule`, for the victim's SGD.
 
     Raises:
-        UserError: a ratio above 1/3.
+        UserError: a ratio above 1/3; a `pattern_zero_grad` that is neither true nor false.
     """
 
     def __init__(
@@ -116,9 +116,11 @@ class InputAwareTraining(StageModule):
                 f"attack.ratio={poison.ratio}: expected at most 1/3, because a batch also holds as many cross rows "
                 "and rows whose triggers these get; lower it"
             )
+        if not isinstance(pattern_zero_grad, bool):
+            raise UserError(f"pattern_zero_grad={pattern_zero_grad}: expected true or false")
         self.automatic_optimization = False
         self.ratio, self.label_map, self.seed = poison.ratio, poison.label_map, seed
-        self.lambda_div, self.pattern_lr, self.pattern_zero_grad = lambda_div, pattern_lr, bool(pattern_zero_grad)
+        self.lambda_div, self.pattern_lr, self.pattern_zero_grad = lambda_div, pattern_lr, pattern_zero_grad
         check_schedule(pattern_schedule)
         self.pattern_schedule = pattern_schedule
         self.draws = epoch_generator(seed, 0)

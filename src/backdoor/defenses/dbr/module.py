@@ -32,7 +32,7 @@ class UnlearnRelearn(StageModule):
     def __init__(self, *, bn_mode: str = "train", ceiling: float | None = None, **common: Any) -> None:
         super().__init__(**common)
         self.bn_mode, self.ceiling = check_bn_mode(bn_mode), ceiling
-        if ceiling is not None and not ceiling > 0:
+        if ceiling is not None and not (isinstance(ceiling, int | float) and ceiling > 0):
             raise UserError(f"ceiling={ceiling}: expected a cross-entropy above 0, for instance 2.3 for 10 classes")
         self.register_buffer("suspect", self.state.groups["suspect"].clone(), persistent=False)
 

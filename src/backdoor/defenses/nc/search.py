@@ -29,7 +29,7 @@ class Search:
     Attributes:
         epochs: passes over the images, at most.
         batch_size: clean images a step; each is stamped once for every class.
-        at_once: stamped images a forward pass, at most (never less than one class's); None: 128 on a CPU, else 4096.
+        at_once: stamped images a forward pass, at most (never less than one class's); None: 512 on a CPU, else 4096.
         lr, betas: Adam's.
         cost, multiplier, patience: first weight of the mask's norm, and its schedule (see `method.adjust`).
         from_zero: the cost starts at 0 and becomes `cost` after the first good epochs, as in the authors' code.
@@ -74,7 +74,7 @@ class Search:
 
     def classes_at_once(self, images: int, device: torch.device) -> int:
         """Classes a forward pass, for so many images each."""
-        limit = self.at_once or (128 if device.type == "cpu" else 4096)
+        limit = self.at_once or (512 if device.type == "cpu" else 4096)
         return max(1, limit // images)
 
 

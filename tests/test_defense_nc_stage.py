@@ -96,6 +96,15 @@ def test_a_clean_model_is_let_go_and_stays_as_it_is(known):
     assert model.weight.requires_grad
 
 
+def test_a_search_that_ended_early_says_so(known, judged):
+    said: list[str] = []
+    state = replace(known, model=Backdoored(known))
+    Invert(epochs=2, batch_size=20).run(state, small_context(say=said.append), name="invert", work=None)
+    assert "the search ended early" in said[-1]
+    assert "more passes (epochs) or steps (a smaller batch_size)" in said[-1]
+    assert not any("ended early" in line for line in judged[1])
+
+
 def test_two_classes_get_no_verdict_and_hear_why(known):
     said: list[str] = []
     few = State(known.train, 2, known.reserved, nn.Sequential(nn.Flatten(), nn.Linear(256, 2)))

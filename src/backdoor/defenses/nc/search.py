@@ -87,6 +87,7 @@ class Reversed(NamedTuple):
         norms: float32 (K,), sums of the masks in pixels; H * W, a mask's largest, where none worked.
         success: float32 (K,), share of the images that these triggers send to their class.
         epochs: int64 (K,), passes that each class took.
+        shrinking: bool (K,), whether the norm still fell in the last pass: it would be smaller after more of them.
     """
 
     masks: Tensor
@@ -94,6 +95,7 @@ class Reversed(NamedTuple):
     norms: Tensor
     success: Tensor
     epochs: Tensor
+    shrinking: Tensor
 
 
 def reverse_triggers(
@@ -212,7 +214,8 @@ class Problem:
         """What was kept."""
         whole = float(self.best.shape[-1] * self.best.shape[-2])
         norms = torch.where(self.norms.isinf(), whole, self.norms)
-        return Reversed(self.best[:, :1], self.best[:, 1:], norms, self.success, self.epochs)
+        shrinking = self.norms.isfinite() & (self.stale == 0)
+        return Reversed(self.best[:, :1], self.best[:, 1:], norms, self.success, self.epochs, shrinking)
 
 
 def unit(raw: Tensor) -> Tensor:

@@ -125,10 +125,16 @@ class Invert:
             lines.append(f"{classes} classes are too few for an anomaly index (3 at least): no verdict can be had")
         elif deviations(found.norms)[1] < self.floor:
             lines.append(f"the norms' MAD is under {self.floor:g} pixels, which it then counts as")
-        lost = int((found.success < wanted).sum())
+        missed = found.success < wanted
+        lost, open_ = int(missed.sum()), int((missed | found.shrinking).sum())
         if lost:
             lines.append(
                 f"for {lost} of {classes} classes no trigger reached {wanted:.0%}: their norm is a whole mask's"
+            )
+        if 2 * open_ > classes:
+            lines.append(
+                f"the search ended early: {open_} of {classes} classes have no trigger yet, or one that still shrank "
+                "in the last pass; the verdict may change with more passes (epochs) or steps (a smaller batch_size)"
             )
         return lines
 

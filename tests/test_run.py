@@ -46,10 +46,10 @@ def test_the_backdoor_goes_in_is_found_and_comes_out(default_run):
 
 
 def test_every_row_is_possible(default_run):
-    rows = [{**row, "name": row["name"]} for row in read_json(default_run)["stages"]]
+    stages = read_json(default_run)["stages"]
     with (default_run / "metrics.csv").open() as file:
         epochs = [{k: float(v) for k, v in row.items() if k != "stage" and v} for row in csv.DictReader(file)]
-    for row in [*rows, *(row for row in epochs if "asr" in row)]:
+    for row in [*stages, *(row for row in epochs if "asr" in row)]:
         assert row["asr"] + row["r_acc"] <= 1 + 1e-9
         for name in ("c_acc", "c_acc_non_target", "asr", "r_acc"):
             assert 0 <= row[name] <= 1
@@ -164,9 +164,8 @@ def test_saved_is_evaluated(default_run, cache_dir):
 
 def test_weights_in_the_folder_are_the_stored_ones_bit_for_bit(default_run, cache_dir):
     in_folder = default_run / "weights" / "unlearn.safetensors"
-    stored = [
-        path for path in cache_dir.glob("stage/*/model.safetensors") if path.read_bytes() == in_folder.read_bytes()
-    ]
+    saved = cache_dir.glob("stage/*/model.safetensors")
+    stored = [path for path in saved if path.read_bytes() == in_folder.read_bytes()]
     assert stored
     cfg = OmegaConf.load(default_run / "config.yaml")
     logits = []
@@ -209,14 +208,8 @@ def test_somebody_elses_poison(default_run, cache_dir, command, tmp_path, kind):
             Image.fromarray(images[row]).save(folder / f"{place:05}.png")
         rows = np.flatnonzero(np.isin(order, rows))
     (tmp_path / "rows.txt").write_text("\n".join(map(str, rows)))
-    words = (
-        "attack=external",
-        f"attack.train={path}",
-        f"attack.poisoned_rows={tmp_path / 'rows.txt'}",
-        "+trigger@attack.trigger=grid",
-        "attack.target=0",
-        "defense=abl",
-    )
+    given = ("attack=external", f"attack.train={path}", f"attack.poisoned_rows={tmp_path / 'rows.txt'}")
+    words = (*given, "+trigger@attack.trigger=grid", "attack.target=0", "defense=abl")
     status, _, said = command(*QUICK, *words, f"hydra.run.dir={tmp_path / 'run'}")
     assert status == 0, said
     found = stage(tmp_path / "run", "isolate")["detection"]

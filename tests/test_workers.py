@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from backdoor.errors import UserError
@@ -48,6 +51,24 @@ def test_a_worker_that_dies_fails_its_call_alone():
     assert isinstance(results[1], RuntimeError)
     assert "died" in str(results[1])
     assert isinstance(results[3], KeyError)
+
+
+IMPORTS = """
+import sys, threading
+from backdoor.workers import run_all
+assert "joblib" not in sys.modules
+start = threading.Thread.start
+def checked(thread):
+    assert "joblib.externals.loky.process_executor" in sys.modules, thread
+    start(thread)
+threading.Thread.start = checked
+print(run_all(abs, [(-1,), (-2,)], [None, None]))
+"""
+
+
+def test_the_pools_library_is_there_before_threads_that_would_import_it_side_by_side():
+    done = subprocess.run([sys.executable, "-c", IMPORTS], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "[1, 2]\n", done.stderr
 
 
 def test_calls_see_their_workers_device(monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import queue
 import threading
@@ -67,6 +68,8 @@ def run_all(call: Callable[..., Any], calls: Sequence[tuple[Any, ...]], slots: S
     A process serves one call after the other, so that its imports are paid once. One that dies is replaced, and its
     call counts as failed.
     """
+    # Here and not in the threads: two that import its circle of modules side by side can meet half of one.
+    importlib.import_module("joblib.externals.loky.process_executor")
     todo: queue.SimpleQueue[int] = queue.SimpleQueue()
     for place in range(len(calls)):
         todo.put(place)

@@ -48,3 +48,17 @@ def test_a_run_is_taken_in_once(study, finished):
     assert float(row["asr"]) == pytest.approx(final["asr"], abs=1e-6)
     assert float(row["c_acc"]) == pytest.approx(final["c_acc"], abs=1e-6)
     assert row["der"] == ""
+
+
+def test_what_is_no_finished_run_is_refused(study, tmp_path):
+    done = subprocess.run([sys.executable, study / "tables.py", tmp_path], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert done.stderr.strip() == f"{tmp_path}: expected the folder of a finished run, with result.json in it"
+
+
+def test_two_runs_for_one_cell_are_refused(study):
+    rows = (study / "results.csv").read_text().splitlines()
+    twin = next(row for row in rows if row.startswith("cifar10,badnets,,none,,0,"))
+    (study / "results.csv").write_text("\n".join([*rows, twin.replace("none,,0,", "none,,1,")]) + "\n")
+    done = subprocess.run([sys.executable, study / "tables.py"], capture_output=True, text=True, timeout=120)
+    assert "two runs for ('cifar10', 'badnets', 'none')" in done.stderr

@@ -67,6 +67,8 @@ def read(path: Path) -> list[Row]:
 
 def record(folder: Path) -> Row:
     """One finished run as a row."""
+    if not (folder / "result.json").exists():
+        sys.exit(f"{folder}: expected the folder of a finished run, with result.json in it")
     result = json.loads((folder / "result.json").read_text())
     git = json.loads((folder / "environment.json").read_text())["git"]
     overrides = yaml.safe_load((folder / ".hydra" / "overrides.yaml").read_text())
@@ -116,7 +118,10 @@ def shown(rows: list[Row]) -> dict[tuple[str, str, str], Row]:
         data, defense = row["data"], row["defense"]
         wanted = TABLE.get((data, defense), TABLE.get(defense))
         if wanted is not None and row["settings"].split() == sorted(wanted.split()):
-            places[data, row["attack"], defense] = row
+            place = data, row["attack"], defense
+            if place in places:
+                sys.exit(f"{RESULTS.name}: two runs for {place}, of other seeds or attack settings; leave one out")
+            places[place] = row
     return places
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -37,7 +36,7 @@ def prepared(cache: Path, folder: Path, *words: str) -> tuple[Poisoned, Split | 
     cfg = check_job(read_command([*words, *run_words(words), f"store.dir={cache}"])).cfg
     job = Experiment(cfg, Record(folder, OmegaConf.to_container(cfg, resolve=True)))
     data = job.load()
-    return job.poison(data, replace(job.context(data), on_epoch=lambda row: None))[:2]
+    return job.poison(data, job.context(data))[:2]
 
 
 def changed(source: Path, folder: Path, change: Callable[[dict], None]) -> Path:

@@ -22,6 +22,7 @@ from backdoor.attacks.inputaware.networks import Generator, statistics
 from backdoor.data.loader import Batch
 from backdoor.errors import UserError
 from backdoor.state import State
+from helpers_observing import hearing
 from helpers_surrogate import digits, tiny_cnn
 from test_context import same, small_context
 
@@ -167,8 +168,8 @@ def test_a_killed_victim_goes_on_to_the_same_weights(tmp_path):
 
     whole, killed, resumed = (training(ratio=0.3, schedule="cosine") for _ in range(3))
     rows = fit(whole, tmp_path / "whole")
-    with pytest.raises(Killed):
-        fit(killed, tmp_path / "killed", on_epoch=kill, checkpoint_s=0.0)
+    with pytest.raises(Killed), hearing(kill):
+        fit(killed, tmp_path / "killed", checkpoint_s=0.0)
     assert (tmp_path / "killed" / "resume.ckpt").exists()
     torch.rand(3)
     again = fit(resumed, tmp_path / "killed")

@@ -17,6 +17,7 @@ from backdoor.errors import UserError
 from backdoor.stages import Fit
 from backdoor.triggers import AdditiveCorners
 from conftest import QUICK, read_json
+from helpers_observing import hearing
 from helpers_surrogate import NearestMean, digits, tiny_cnn
 from helpers_trigger import plain, sums
 from test_context import small_context
@@ -191,11 +192,11 @@ def test_interrupted_adversarial_training_goes_on_to_the_same_weights(tmp_path):
 
     module = partial(AdversarialClassifier, lr=0.05, eps=16, step=8, steps=2)
     state, weights, interrupted = digits(60), [], []
-    context = replace(small_context(checkpoint_s=0, on_epoch=die), new_model=tiny_cnn)
+    context = replace(small_context(checkpoint_s=0), new_model=tiny_cnn)
     for name in ("killed", "whole"):
         stage = Fit(module=module, epochs=3, batch_size=20)
         if name == "killed":
-            with pytest.raises(Killed):
+            with pytest.raises(Killed), hearing(die):
                 stage.run(state, context, name="surrogate", work=tmp_path / name)
             assert (tmp_path / name / "resume.ckpt").exists()
         outcome = Fit(module=module, epochs=3, batch_size=20).run(

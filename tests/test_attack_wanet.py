@@ -15,6 +15,7 @@ from backdoor.data.loader import Batch
 from backdoor.errors import UserError
 from backdoor.triggers import Patch, Warp
 from conftest import QUICK, read_json
+from helpers_observing import hearing
 from helpers_surrogate import digits, tiny_cnn
 from test_configs import composed
 from test_context import same, small_context
@@ -110,8 +111,8 @@ def test_a_killed_victim_goes_on_to_the_same_weights(tmp_path):
         return module.state_dict()
 
     whole = fit("whole")
-    with pytest.raises(Killed):
-        fit("killed", on_epoch=kill, checkpoint_s=0.0)
+    with pytest.raises(Killed), hearing(kill):
+        fit("killed", checkpoint_s=0.0)
     assert (tmp_path / "killed" / "resume.ckpt").exists()
     assert same(whole, fit("killed"))
 

@@ -11,6 +11,7 @@ from backdoor.errors import UserError
 from backdoor.modules import Classifier
 from backdoor.modules.base import schedule_factor
 from backdoor.state import Split, State
+from helpers_observing import hearing
 
 
 def small_model() -> nn.Module:
@@ -72,12 +73,13 @@ def test_a_killed_fit_goes_on_to_the_same_weights(tmp_path):
         if row["epoch"] == 4:
             raise Killed
 
-    with pytest.raises(Killed):
-        fit(small_context(on_epoch=kill, checkpoint_s=0.0), tmp_path / "killed")
+    with pytest.raises(Killed), hearing(kill):
+        fit(small_context(checkpoint_s=0.0), tmp_path / "killed")
     assert (tmp_path / "killed" / "resume.ckpt").exists()
     torch.rand(3)  # whatever else moved the global generator
     seen = []
-    resumed, again = fit(small_context(on_epoch=lambda row: seen.append(row["epoch"])), tmp_path / "killed")
+    with hearing(lambda row: seen.append(row["epoch"])):
+        resumed, again = fit(small_context(), tmp_path / "killed")
     assert same(whole, resumed)
     assert seen == [1, 2, 3, 4, 5, 6]
     timeless = [[{k: v for k, v in row.items() if k != "seconds"} for row in part] for part in (rows, again)]

@@ -24,6 +24,8 @@ from torch.nn.functional import cross_entropy
 from backdoor.cli import run_command
 from backdoor.data.loader import to_float
 from backdoor.experiment import Experiment, check
+from backdoor.monitoring import Curves
+from backdoor.observing import observed_by
 from backdoor.record import Record
 from backdoor.stages import Pipeline
 from backdoor.state import Split
@@ -36,7 +38,7 @@ class Oracle(Experiment):
 
     def run_stages(self, state: Any, keys: Any, context: Any, evaluator: Any, poisoned: Any, *rest: Any) -> None:
         *before, repair = self.steps
-        pipeline = Pipeline(self.store, context, keys=keys, common=self.common(rest[-1]))
+        pipeline = Pipeline(self.store, context, keys=keys, common=self.common(rest[1]))
         state = pipeline.run(state, before, lambda finished: print(finished.step.name, flush=True))
         known = state.groups["suspect"] & poisoned.truth.poisoned
         print(f"{repair.name}: {int(known.sum())} of {int(state.groups['suspect'].sum())} suspects are poisoned")
@@ -51,7 +53,10 @@ class Oracle(Experiment):
         state = replace(state, groups={**state.groups, "suspect": known})
         work = self.record.folder / "oracle"
         work.mkdir()
-        repair.stage.run(state, replace(context, monitor=shown), name=repair.name, work=work)
+        curves = Curves(work, on_row=lambda row: None, on_stage=lambda name: None, say=print)
+        curves.watch(shown, "oracle")
+        with observed_by(curves):
+            repair.stage.run(state, context, name=repair.name, work=work)
         raise SystemExit(0)  # nothing of this is a result
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,9 +75,8 @@ class Preview(Preparation):
         """The attack's stages, its triggers, their looks."""
         data = self.load()
         train, test, _ = self.splits(data)
-        # No logger was started, and there is no curve to draw.
-        context = replace(self.context(data), on_epoch=lambda row: None)
-        crafted = craft(self.needed(), train, data, self.store, context, self.common(data), preview=True)
+        context, common = self.context(data), self.common(data)
+        crafted = craft(self.needed(), train, data, self.store, context, common, preview=True)
         self.planted.equip(crafted.findings, self.hardware.device)
         looks = [*self.at_test(test, data.num_classes), *self.in_training(train, data.num_classes)]
         return self.report(looks, crafted, data)

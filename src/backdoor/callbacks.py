@@ -5,17 +5,16 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from backdoor.data.loader import mix
 from backdoor.errors import UserError
+from backdoor.observing import epoch_ended, epoch_resumed
 from backdoor.ranks import share, world
 
 
@@ -48,18 +47,13 @@ class SharedStatistics(pl.Callback):
 
 
 class History(pl.Callback):
-    """One row an epoch: train loss and accuracy, rate, seconds, and what the evaluator's monitor measures.
+    """One row an epoch: loss and accuracy on train rows, rate, seconds. What it says is heard by `backdoor.observing`.
 
     Rows travel with resume points, so that a resumed fit ends with the whole history.
     """
 
-    def __init__(
-        self,
-        stage: str,
-        monitor: Callable[[nn.Module], dict[str, float]] | None,
-        on_row: Callable[[dict[str, Any]], None],
-    ) -> None:
-        self.stage, self.monitor, self.on_row = stage, monitor, on_row
+    def __init__(self, stage: str) -> None:
+        self.stage = stage
         self.rows: list[dict[str, Any]] = []
         self.started = time.perf_counter()
 
@@ -80,10 +74,8 @@ class History(pl.Callback):
         row: dict[str, Any] = {"stage": self.stage, "epoch": trainer.current_epoch + 1, **metrics}
         row["lr"] = float(trainer.optimizers[0].param_groups[0]["lr"])
         row["seconds"] = round(time.perf_counter() - self.started, 3)
-        if self.monitor is not None:
-            row.update(self.monitor(pl_module.model))  # type: ignore[arg-type]
         self.rows.append(row)
-        self.on_row(row)
+        epoch_ended(dict(row), pl_module.model)  # type: ignore[arg-type]
 
     def state_dict(self) -> dict[str, Any]:
         """Rows so far, plain values."""
@@ -93,7 +85,7 @@ class History(pl.Callback):
         """Take up the rows of the killed fit."""
         self.rows = list(state_dict["rows"])
         for row in self.rows:
-            self.on_row(row)
+            epoch_resumed(dict(row))
 
 
 class Resume(pl.Callback):

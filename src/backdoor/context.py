@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -122,8 +122,9 @@ class RunContext:
         new_model: builds an untrained model; `make_model` seeds it.
         max_epochs, max_batches: caps of `trainer=debug`; None = no cap.
         checkpoint_s: seconds between resume points.
-        monitor: per-epoch measurements for the record alone (the evaluator's; no stage reads them).
         say: prints one line.
+
+    Nothing in it leads to the test set, the trigger or the record; `backdoor.observing` says who watches.
     """
 
     seed: int
@@ -133,9 +134,6 @@ class RunContext:
     max_batches: int | None = None
     checkpoint_s: float = 30.0
     progress: bool = True
-    monitor: Callable[[nn.Module], dict[str, float]] | None = None
-    on_epoch: Callable[[dict[str, Any]], None] = field(default=lambda row: None)
-    on_stage: Callable[[str], None] = field(default=lambda name: None)
     say: Callable[[str], None] = print
 
     def make_model(self) -> nn.Module:
@@ -182,7 +180,7 @@ class RunContext:
             chooser=module if isinstance(module, Chooses) else None,
             **loader,
         )
-        history = History(name, self.monitor, self.on_epoch)
+        history = History(name)
         resume = Resume(work / "resume.ckpt", every_s=self.checkpoint_s)
         progress = StageProgress(name, progress=self.progress)
         trainer = pl.Trainer(

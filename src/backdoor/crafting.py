@@ -11,6 +11,7 @@ from backdoor.context import RunContext
 from backdoor.data.loader import mix
 from backdoor.data.sources import DataSet
 from backdoor.digest import split_digest
+from backdoor.observing import epoch_resumed
 from backdoor.report.console import crafted_line
 from backdoor.stages import Finished, Pipeline, Step
 from backdoor.state import Split, State
@@ -64,13 +65,12 @@ def craft(
         finished.append(one)
         if one.step.name != "victim":  # the victim gets a row of the table, once there is a test set for it
             for row in one.history if one.hit else ():
-                context.on_epoch(row)
+                epoch_resumed(dict(row))
         if one.step.name != "victim" or one.numbers():
             crafted_line(one.step.name, one.numbers(), one.seconds, hit=one.hit)
 
-    # A surrogate that began at the victim's own initial weights would know more than an attacker can; and the curves
-    # of a run need a triggered test set, while the trigger is still being made.
-    own = replace(context, monitor=None, seed=mix(context.seed, ATTACKER))
+    # A surrogate that began at the victim's own initial weights would know more than an attacker can.
+    own = replace(context, seed=mix(context.seed, ATTACKER))
     pipeline = Pipeline(store, own, keys=keys, common=common)
     state, short = State(train, data.num_classes), False
     for step in steps:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from backdoor.digest import tensor_digest
 from backdoor.inference import predict
 from backdoor.metrics import defense_effectiveness_rating, detection_metrics, evaluate_predictions
 from backdoor.stages import Finished, Tries
 from backdoor.state import Split, Truth
+from backdoor.store import fingerprint
 
 
 class Evaluator:
@@ -47,6 +51,10 @@ class Evaluator:
     def monitor(self, model: nn.Module) -> dict[str, float]:
         """The same on few images, in the training's precision: for curves, not for conclusions."""
         return self.metrics(model, self.few, precision=self.precision)
+
+    def watched(self) -> str:
+        """Digest of the few test images that `monitor` looks at, and of how it looks at them."""
+        return fingerprint([tensor_digest(*tensors_of(self.few)), self.precision, self.channels_last])
 
     def stage(self, finished: Finished) -> dict[str, Any]:
         """The record of one stage: metrics, DER against the first model measured, detection, findings, seconds."""
@@ -85,6 +93,18 @@ class Evaluator:
         if self.truth.poisoned is None:
             return {} if flagged is None else {"flagged": int(flagged.sum())}
         return detection_metrics(flagged, scores, self.truth.poisoned)
+
+
+def tensors_of(value: Any) -> Iterator[Tensor]:
+    """All tensors of a truth, whatever it is made of."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for one in value.values():
+            yield from tensors_of(one)
+    elif is_dataclass(value):
+        for part in fields(value):
+            yield from tensors_of(getattr(value, part.name))
 
 
 def sampled(truth: Truth, count: int) -> Truth:

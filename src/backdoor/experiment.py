@@ -20,6 +20,8 @@ from backdoor.data.sources import DataSet
 from backdoor.digest import file_digest, tensor_digest
 from backdoor.evaluation import Evaluator
 from backdoor.launch import launch
+from backdoor.monitoring import Curves
+from backdoor.observing import observed_by
 from backdoor.parts import parts_of
 from backdoor.preparation import Preparation
 from backdoor.ranks import world
@@ -114,36 +116,39 @@ class Experiment(Preparation):
         context = self.context(data)
         self.logger.start(self.record.config, self.record.folder, self.label())
         result: dict[str, Any] = {}
+        curves = Curves(self.store.root, on_row=self.log, on_stage=self.stage_began, say=self.say)
         try:
-            poisoned, reserved, crafted = self.poison(data, context)
-            evaluator = Evaluator(
-                poisoned.truth,
-                monitor_images=self.cfg.trainer.monitor_images,
-                precision=self.hardware.precision,
-                channels_last=self.hardware.channels_last,
-            )
-            if self.cfg.trainer.monitor_images:
-                context = replace(context, monitor=evaluator.monitor)
-            self.logger.samples(poisoned_samples(poisoned, data))
-            state, keys = self.start(poisoned, reserved, crafted, data, context)
-            self.record.draw(poisoned, poisoned.truth.test_clean, data)
-            self.run_stages(state, keys, context, evaluator, poisoned, crafted, data)
-            result = self.record.finish()
+            with observed_by(curves):
+                result = self.measured(data, context, curves)
         finally:
             self.logger.finish(result, self.record.figures)
         return result
 
-    def context(self, data: DataSet) -> RunContext:
-        """What stages may use; the run's folder says how far they are."""
+    def measured(self, data: DataSet, context: RunContext, curves: Curves) -> dict[str, Any]:
+        """The line itself, while `curves` listens; the attacker's own stages have no test set to be measured on yet."""
+        poisoned, reserved, crafted = self.poison(data, context)
+        evaluator = Evaluator(
+            poisoned.truth,
+            monitor_images=self.cfg.trainer.monitor_images,
+            precision=self.hardware.precision,
+            channels_last=self.hardware.channels_last,
+        )
+        if self.cfg.trainer.monitor_images:
+            curves.watch(evaluator.monitor, evaluator.watched())
+        self.logger.samples(poisoned_samples(poisoned, data))
+        state, keys = self.start(poisoned, reserved, crafted, data, context)
+        self.record.draw(poisoned, poisoned.truth.test_clean, data)
+        self.run_stages(state, keys, context, evaluator, poisoned, crafted, data, curves)
+        return self.record.finish()
 
-        def on_stage(name: str) -> None:
-            self.record.status("running", stage=name)
+    def stage_began(self, name: str) -> None:
+        """The run's folder says how far it is."""
+        self.record.status("running", stage=name)
 
-        def on_epoch(row: dict[str, Any]) -> None:
-            self.logger.log(row)
-            self.record.status("running", stage=row["stage"], epoch=row["epoch"])
-
-        return replace(super().context(data), on_stage=on_stage, on_epoch=on_epoch)
+    def log(self, row: dict[str, Any]) -> None:
+        """A row of the logs, and how far the run is."""
+        self.logger.log(row)
+        self.record.status("running", stage=row["stage"], epoch=row["epoch"])
 
     def poison(self, data: DataSet, context: RunContext) -> tuple[Poisoned, Split | None, Crafted]:
         """The attacked data, the trusted rows that were set aside before, and what the attacker made first."""
@@ -187,6 +192,7 @@ class Experiment(Preparation):
         poisoned: Poisoned,
         crafted: Crafted,
         data: DataSet,
+        curves: Curves,
     ) -> None:
         """Victim and defense, each stage measured as it ends."""
         pipeline = Pipeline(self.store, context, keys=keys, common=self.common(data))
@@ -195,9 +201,9 @@ class Experiment(Preparation):
             if finished.step.name == "victim" and "_target_" in (finished.step.config or {}):
                 self.record.victim = "hit" if finished.hit else "trained"
                 self.record.status("running")
-            if finished.hit:
-                for row in finished.history:
-                    self.logger.log(row)
+            finished = curves.completed(finished)
+            for row in finished.history if finished.hit else ():
+                self.logger.log(row)
             entry = evaluator.stage(finished)
             self.record.stage(finished, entry, self.store, finished.key)
             self.record.draw_scores(finished, poisoned.truth.poisoned)

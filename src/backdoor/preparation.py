@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -35,7 +36,8 @@ class Preparation:
             torch.set_num_threads(cfg.threads)
         self.store = Store(store_root(cfg.store.dir), self.say)
 
-    def say(self, line: str) -> None:
+    @staticmethod  # stages are handed it, and must not get from it to the rest of this object
+    def say(line: str) -> None:
         """One line on the screen."""
         print(line, flush=True)
 
@@ -60,20 +62,16 @@ class Preparation:
     def context(self, data: DataSet) -> RunContext:
         """What stages may use."""
         cfg, trainer = self.cfg, self.cfg.trainer
-        facts = model_facts(data)
-
-        def new_model() -> torch.nn.Module:
-            return instantiate(cfg.model, **facts, _convert_="all")
-
+        # A copy: a node of the config leads to its parents, and so to the attack.
+        plain = OmegaConf.create(OmegaConf.to_container(cfg.model, resolve=True))
         return RunContext(
             seed=cfg.seed,
             hardware=self.hardware,
-            new_model=new_model,
+            new_model=partial(instantiate, plain, **model_facts(data), _convert_="all"),
             max_epochs=trainer.max_epochs,
             max_batches=trainer.max_batches,
             checkpoint_s=trainer.checkpoint_s,
             progress=bool(cfg.progress),
-            on_epoch=self.logger.log,
             say=self.say,
         )
 

@@ -20,6 +20,7 @@ FOUND = ("precision", "recall", "fpr", "f1", "auroc")
 TEXTS = ("data", "model", "attack", "defense", "started")
 # Runs whose configs differ in nothing else are the same experiment, made with another seed or on another machine.
 INCIDENTAL = ("seed", "store", "logger", "progress", "threads")
+WATCHING = ("monitor_images", "checkpoint_s")  # of the trainer: how often it is looked at, and saved
 
 Row = dict[str, Any]
 
@@ -150,6 +151,8 @@ def settings(config: Mapping[str, Any]) -> str:
     told = {name: value for name, value in config.items() if name not in INCIDENTAL}
     # With attack.run each seed has a folder of its own, and its attack and model are in this config, too.
     told["attack"] = {name: value for name, value in config["attack"].items() if name != "run"}
+    if isinstance(config.get("trainer"), Mapping):
+        told["trainer"] = {name: value for name, value in config["trainer"].items() if name not in WATCHING}
     return hashlib.blake2b(json.dumps(told, sort_keys=True).encode(), digest_size=4).hexdigest()
 
 

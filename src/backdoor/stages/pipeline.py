@@ -10,6 +10,7 @@ from typing import Any
 
 from backdoor.context import RunContext
 from backdoor.errors import UserError
+from backdoor.observing import stage_begins
 from backdoor.ranks import rank
 from backdoor.stages.artifact import load_outcome, save_outcome
 from backdoor.stages.base import Outcome, Stage
@@ -128,7 +129,7 @@ class Pipeline:
     def fetch(self, state: State, step: Step) -> Finished:
         """One stage: from the store, or run and stored."""
         key, started = self.key(step), time.perf_counter()
-        self.context.on_stage(step.name)
+        stage_begins(step.name, key)
 
         def make(work: Path) -> None:
             begun = time.perf_counter()

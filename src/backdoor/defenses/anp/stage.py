@@ -24,6 +24,7 @@ from backdoor.defenses.anp.norms import find_norms, neuron_count, prune_neurons,
 from backdoor.defenses.anp.threshold import GRID, accuracy, largest_accepted, sweep
 from backdoor.defenses.pruning import check_drop, check_share, hold_out, lowest_accepted, pruning_figure, rows_for
 from backdoor.errors import UserError, check_whole, suggest
+from backdoor.observing import epoch_ended
 from backdoor.stages.base import Outcome
 from backdoor.state import Split, State
 
@@ -156,7 +157,7 @@ class MaskNeurons:
                 if len(losses) * ROWS >= total or step == total:
                     row = self.row(name, len(history) + 1, losses, time.perf_counter() - started)
                     history.append(row)
-                    context.on_epoch(row)
+                    epoch_ended(dict(row))
                     losses, started = [], time.perf_counter()
         return masks.detach().cpu(), history
 

@@ -13,9 +13,14 @@ import torch.multiprocessing as mp
 from torch import nn
 from torch.nn import functional as F
 
-from backdoor.defenses.abl import lowest_rows
+from backdoor.context import Hardware, RunContext
+from backdoor.defenses.abl import LossGapIsolation, lowest_rows
+from backdoor.defenses.dbd import MixMatch
+from backdoor.defenses.fct import FeatureConsistency
+from backdoor.defenses.features import features_of
 from backdoor.inference import evaluating, map_split, predict, reestimate_batchnorm, sample_losses
-from backdoor.state import Split
+from backdoor.models.small_cnn import small_cnn
+from backdoor.state import Split, State
 
 ODD = 101
 
@@ -107,6 +112,31 @@ def test_reestimation_leaves_a_model_without_batchnorm_alone():
     assert torch.equal(model[1].weight, before)
 
 
+def classifier() -> nn.Module:
+    return small_cnn(num_classes=5, image_size=8, width=2, mean=[0.5] * 3, std=[0.25] * 3)
+
+
+def every_score() -> dict[str, torch.Tensor]:
+    """What defenses rank all rows of a train set by, and how many rows this process has run for it, a forward each."""
+    hardware = Hardware.of(device="cpu", precision="fp32", channels_last=True, compile=False)
+    context = RunContext(0, hardware, classifier, progress=False)
+    model, state = context.make_model(), State(images_of(), 5)
+    fct, draws = FeatureConsistency(weights="net"), torch.rand(ODD, 4, 3, generator=torch.Generator().manual_seed(2))
+    ways = {
+        "fct": lambda: fct.score(model, state.train, draws, context),
+        "dbd": lambda: MixMatch(model=model, state=state, lr=0.1, augment="crop_flip").rank(epoch=1),
+        "abl": lambda: LossGapIsolation().score(model, state),
+        "ac and spectral": lambda: features_of(model, state.train, stage="ac"),
+    }
+    found, ran = {}, []
+    model.backbone.register_forward_pre_hook(lambda part, given: ran.append(len(given[0])))
+    for name, way in ways.items():
+        ran.clear()
+        found[name] = way()
+        found[f"{name}: rows"] = torch.tensor(sum(ran))
+    return found
+
+
 def worker(rank: int, port: int, folder: str) -> None:
     """One of two ranks: the same calls as in one process."""
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
@@ -118,17 +148,24 @@ def worker(rank: int, port: int, folder: str) -> None:
         losses = sample_losses(model, split)
         map_split(model, split, lambda logits, labels: labels, tick=seen.append)
         found = {"losses": losses, "classes": predict(model, split), "suspect": lowest_rows(losses, 0.1)}
-        torch.save({**found, "done": torch.tensor(sum(seen))}, Path(folder) / f"{rank}.pt")
+        found |= {"done": torch.tensor(sum(seen))} | every_score()
+        torch.save(found, Path(folder) / f"{rank}.pt")
     finally:
         dist.destroy_process_group()
 
 
-def test_two_processes_give_the_result_of_one(tmp_path):
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    """What two processes found."""
+    folder = tmp_path_factory.mktemp("ranks")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    mp.start_processes(worker, args=(port, str(tmp_path)), nprocs=2, start_method="spawn")
-    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    mp.start_processes(worker, args=(port, str(folder)), nprocs=2, start_method="spawn")
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+def test_two_processes_give_the_result_of_one(ranks):
     model, split = network(), images_of()
     losses = sample_losses(model, split)
     for found in ranks:
@@ -139,3 +176,16 @@ def test_two_processes_give_the_result_of_one(tmp_path):
     assert [int(found["done"]) for found in ranks] == [51, 50]  # the odd row is computed once
     by_hand = F.cross_entropy(one_by_one(model, split), split.labels, reduction="none")
     assert torch.equal(ranks[0]["losses"].argsort(), by_hand.argsort())
+
+
+def test_two_processes_share_the_rows_of_every_score(ranks):
+    """Also where rows are augmented or turned at random: a row's draws are its own, whoever computes it."""
+    alone = every_score()
+    for name in ("fct", "dbd", "abl", "ac and spectral"):
+        passes = 5 if name == "fct" else 1  # the image, and four draws
+        assert int(alone[f"{name}: rows"]) == passes * ODD
+        rows = [int(found[f"{name}: rows"]) // passes for found in ranks]
+        assert sum(rows) == ODD  # no row twice
+        assert max(rows) - min(rows) <= 2, name
+        assert torch.equal(ranks[0][name], ranks[1][name])
+        assert torch.allclose(ranks[0][name], alone[name], atol=1e-6), name

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from backdoor.data.loader import to_float
+from backdoor.data.loader import Batch, to_float
 from backdoor.ranks import rank, world
 from backdoor.state import Split
 
@@ -59,28 +59,56 @@ def map_split(
         (N, ...) on the CPU.
     """
     device = next(model.parameters()).device
-    size = batch_size or (CPU_BATCH if device.type == "cpu" else GPU_BATCH)
-    rows = torch.arange(rank(), len(split), world())
     cast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
-    parts: list[Tensor] = []
+
+    def values(rows: Tensor) -> Tensor:
+        images = to_float(split.images[rows.to(split.images.device)].to(device), channels_last=channels_last)
+        found = function(model(images).float(), split.labels[rows].to(device))
+        if tick is not None:
+            tick(len(rows))
+        return found
+
     with evaluating(model), cast:
-        for chunk in rows.split(size):
-            images = to_float(split.images[chunk.to(split.images.device)].to(device), channels_last=channels_last)
-            logits = model(images).float()
-            parts.append(function(logits, split.labels[chunk].to(device)))
-            if tick is not None:
-                tick(len(chunk))
-    values = torch.cat(parts).cpu() if parts else torch.empty(0)
-    return values if world() == 1 else gather_rows(values, rows, len(split))
+        return map_rows(values, len(split), batch_size=batch_size or batch_for(device))
 
 
-def gather_rows(values: Tensor, rows: Tensor, total: int) -> Tensor:
-    """Put every rank's values (n, ...) at their `rows` int64 (n,) of one tensor (total, ...)."""
-    parts: list[tuple[Tensor, Tensor]] = [(rows, values)] * dist.get_world_size()
-    dist.all_gather_object(parts, (rows, values))
-    result = values.new_zeros((total, *values.shape[1:]))
-    for where, part in parts:
-        result[where] = part
+def batch_for(device: torch.device) -> int:
+    """How many rows a forward pass without gradients takes at once."""
+    return CPU_BATCH if device.type == "cpu" else GPU_BATCH
+
+
+def map_rows(function: Callable[[Tensor], Tensor], total: int, *, batch_size: int) -> Tensor:
+    """`function(rows int64 (b,)) -> (b, ...)` of all rows 0..total-1, on every rank: (total, ...) on the CPU.
+
+    The one way to score rows: each rank computes every world-size-th row, and each row is computed once.
+    """
+    rows = torch.arange(rank(), total, world())
+    return gather_rows(((part, function(part)) for part in rows.split(batch_size) if len(part)), total)
+
+
+def map_batches(function: Callable[[Batch], Tensor], batches: Iterable[Batch], total: int) -> Tensor:
+    """`function(batch) -> (b, ...)` of batches that hold each of the rows 0..total-1 once: (total, ...) on the CPU.
+
+    For rows that are augmented: every rank draws for the whole batch, as one process would, and computes the values of
+    every world-size-th row of it.
+    """
+    shares = (Batch(*(part[rank() :: world()] for part in batch)) for batch in batches)
+    return gather_rows(((share.rows.cpu(), function(share)) for share in shares if len(share.rows)), total)
+
+
+def gather_rows(parts: Iterable[tuple[Tensor, Tensor]], total: int) -> Tensor:
+    """Values (b, ...) that the ranks have computed at `rows` int64 (b,), together each row once: (total, ...)."""
+    own = list(parts)
+    every = [tuple(torch.cat(part).cpu() for part in zip(*own, strict=True))]  # of no row: an empty tuple
+    if world() > 1:
+        every *= world()
+        dist.all_gather_object(every, every[0])
+    filled = [one for one in every if one]
+    if not filled:
+        return torch.empty(0)
+    result = filled[0][1].new_zeros((total, *filled[0][1].shape[1:]))
+    for rows, values in filled:
+        result[rows] = values
     return result
 
 

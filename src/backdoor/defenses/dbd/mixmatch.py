@@ -15,9 +15,8 @@ from backdoor.data.augment import make_augment
 from backdoor.data.loader import Batch, ResidentLoader, mix
 from backdoor.defenses.dbd.method import credible_rows, interleave, sharpen, symmetric_cross_entropy
 from backdoor.errors import UserError, check_whole
-from backdoor.inference import CPU_BATCH, GPU_BATCH, evaluating
+from backdoor.inference import batch_for, evaluating, map_batches
 from backdoor.modules import StageModule
-from backdoor.ranks import share
 from backdoor.state import State
 
 PARTS = 3  # of a batch: labelled rows, and two views of unlabelled ones
@@ -86,7 +85,7 @@ class MixMatch(StageModule):
         device = next(self.model.parameters()).device
         loader = ResidentLoader(
             self.state.train,
-            batch_size=CPU_BATCH if device.type == "cpu" else GPU_BATCH,
+            batch_size=batch_for(device),
             device=device,
             shuffle=False,
             augment=self.augment,
@@ -94,9 +93,12 @@ class MixMatch(StageModule):
             epoch=epoch,
             channels_last=True,
         )
+
+        def losses(batch: Batch) -> Tensor:
+            return symmetric_cross_entropy(self.model(batch.images), batch.labels, **self.entropy)
+
         with evaluating(self.model):
-            found = [symmetric_cross_entropy(self.model(one.images), one.labels, **self.entropy) for one in loader]
-        return torch.cat(found).cpu()
+            return map_batches(losses, loader, len(self.state.train))
 
     def batches(self, epoch: int) -> Iterator[Tensor]:
         """int64 (3 * rows,) a batch: credible rows, others, the same others again; each pool shuffled and gone round.
@@ -104,7 +106,7 @@ class MixMatch(StageModule):
         Raises:
             UserError: fewer than 1 / share rows, or losses that are no numbers.
         """
-        self.losses = share(self.rank(epoch))  # one ranking for all ranks, to the last bit
+        self.losses = self.rank(epoch)
         if not torch.isfinite(self.losses).all():
             raise UserError("stage mixmatch: losses are no numbers; lower its lr, or set trainer.precision=fp32")
         credible = credible_rows(self.losses, self.share, self.state.train.labels if self.per_class else None)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from backdoor.data.cache import lock
 from backdoor.errors import UserError
 from backdoor.store import Store, fingerprint
 
@@ -106,7 +107,6 @@ def test_unwritable_folder(tmp_path):
         Store(tmp_path / "file" / "store")
 
 
-@pytest.mark.filterwarnings("ignore:flock not supported")
 @pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK])
 def test_a_folder_without_locks_is_refused(tmp_path, monkeypatch, code):
     def refuse(fd, operation):
@@ -116,3 +116,16 @@ def test_a_folder_without_locks_is_refused(tmp_path, monkeypatch, code):
     with pytest.raises(UserError, match=r"store\.dir=.*no file locks"):
         Store(tmp_path).fetch("kind", "key", make=write("one"), load=read)
     assert not list(tmp_path.glob("kind/key.part"))
+    with pytest.raises(UserError, match=r"store\.dir=.*no file locks"), lock(tmp_path / "data", "name", "pictures"):
+        pass
+
+
+@pytest.mark.parametrize("thing", [Path.mkdir, lambda path: path.symlink_to(path.name)], ids=["folder", "link"])
+def test_what_is_no_lock_file_is_named(tmp_path, thing):
+    (tmp_path / "kind").mkdir()
+    thing(tmp_path / "kind" / "key.lock")
+    with pytest.raises(UserError, match=r"expected a lock file at .*/kind/key\.lock.* move away") as caught:
+        Store(tmp_path).fetch("kind", "key", make=write("one"), load=read)
+    assert "\n" not in str(caught.value)
+    (tmp_path / "kind" / "key.lock").rename(tmp_path / "away")
+    assert Store(tmp_path).fetch("kind", "key", make=write("one"), load=read) == ("one", False)

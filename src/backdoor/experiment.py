@@ -18,6 +18,7 @@ from backdoor.context import RunContext
 from backdoor.crafting import Crafted, craft
 from backdoor.data.sources import DataSet
 from backdoor.digest import file_digest, tensor_digest
+from backdoor.errors import UserError
 from backdoor.evaluation import Evaluator
 from backdoor.launch import launch
 from backdoor.monitoring import Curves
@@ -62,7 +63,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         raise
     try:
         keep(cfg, folder, experiment.store)
-    except OSError as error:  # the run itself is whole
+    except (OSError, UserError) as error:  # the run itself is whole
         experiment.say(f"the result is not kept for later sweeps: {error}")
     closing_table(result, folder)
     return result

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -13,15 +12,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import platformdirs
-from filelock import FileLock, SoftFileLock, Timeout
 
 from backdoor.errors import UserError
+from backdoor.locks import locked
 from backdoor.ranks import rank, share, wait_for_all
 
 FORMAT = 1  # part of every key: raise it when what a stage computes changes
 WAIT_NOTICE_S = 2.0
 META = "artifact.json"
-NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK}
 
 T = TypeVar("T")
 
@@ -141,29 +139,12 @@ class Store:
         """Hold the artifact's lock; says so if another process has it.
 
         Raises:
-            UserError: a file system without locks.
+            UserError: a file system without locks, or something else where the lock file should be.
         """
-        guard = FileLock(final.with_name(final.name + ".lock"))
-        try:
-            guard.acquire(timeout=WAIT_NOTICE_S)
-        except Timeout:
-            self.say(f"another process is making {final.parent.name} {final.name}: waiting to reuse it")
-            guard.acquire()
-        except (NotImplementedError, OSError) as error:
-            if isinstance(error, OSError) and error.errno not in NO_LOCKS:
-                raise
-            raise self.without_locks() from None
-        if isinstance(guard, SoftFileLock):  # what filelock falls back to; a killed owner's would stay
-            guard.release()
-            raise self.without_locks()
-        try:
-            yield
-        finally:
-            guard.release()
+        path, what = final.with_name(final.name + ".lock"), f"{final.parent.name} {final.name}"
 
-    def without_locks(self) -> UserError:
-        """What is wrong with a folder in which files cannot be locked."""
-        return UserError(
-            f"store.dir={self.root}: this folder's file system has no file locks, so processes could train the same "
-            "thing at once; set store.dir to one that has them (NFSv4, Lustre with flock, a local disk)"
-        )
+        def waiting() -> None:
+            self.say(f"another process is making {what}: waiting to reuse it")
+
+        with locked(path, self.root, waiting, notice_s=WAIT_NOTICE_S):
+            yield

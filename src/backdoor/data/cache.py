@@ -19,11 +19,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 
 from backdoor.data.imageset import ImageSet, Pictures
 from backdoor.data.writer import FORMAT, Writer, close_digest, stamps_of, write_json
 from backdoor.errors import UserError
+from backdoor.locks import locked
 
 log = logging.getLogger(__name__)
 
@@ -125,16 +125,9 @@ def publish(temporary: Path, folder: Path, digest: str) -> None:
 def lock(root: Path, name: str, title: str) -> Iterator[None]:
     """Hold the file lock of `name`; says so once if another process has it."""
     (root / "locks").mkdir(parents=True, exist_ok=True)
-    guard = FileLock(root / "locks" / f"{name}.lock")
-    try:
-        guard.acquire(timeout=0)
-    except Timeout:
-        log.info("data: waiting for another process that prepares %s", title)
-        guard.acquire()
-    try:
+    path = root / "locks" / f"{name}.lock"
+    with locked(path, root.parent, lambda: log.info("data: waiting for another process that prepares %s", title)):
         yield
-    finally:
-        guard.release()
 
 
 @contextmanager

@@ -66,10 +66,52 @@ def test_what_a_control_provides_does_not_count():
 
 def test_a_control_is_reported_and_does_not_feed_the_next_stage(tmp_path):
     seen = {}
-    steps = [step("first"), step("control", control=True), step("last")]
+    steps = [step("first"), step("control", requires=["first"], control=True), step("last", requires=["first"])]
     state = pipeline(tmp_path).run(small_state(), steps, lambda end: seen.update({end.step.name: end.state.findings}))
     assert seen["control"]["control"] == "control after [first]"
     assert state.findings == {"first": "first after []", "last": "last after [first]"}
+
+
+class Reads(Mark):
+    """A stage that puts what it reads into the finding `seen`."""
+
+    def __init__(self, read, *, requires=(), **attributes) -> None:
+        super().__init__("seen", requires=requires)
+        self.read = read
+        vars(self).update(attributes)
+
+    def run(self, state: State, context, *, name, work) -> Outcome:
+        return Outcome(replace(state, findings={**state.findings, "seen": self.read(state, context), "besides": 1}))
+
+
+def test_a_stage_gets_no_more_than_it_declares(tmp_path):
+    """Else its key would not change with what it reads, and it would be a hit after that has changed."""
+    whole = replace(small_state(), model=small_context().make_model(), reserved=small_state().train)
+    inputs = {"images": "pixels", "model": "victim", "reserved": "trusted"}
+
+    def seen(read, **attributes):
+        chain = [step("first"), Step("reader", Reads(read, **attributes), {})]
+        state = pipeline(tmp_path / str(len(list(tmp_path.iterdir()))), inputs, {}).run(whole, chain, lambda end: None)
+        assert "besides" not in state.findings  # it provides no such thing
+        assert torch.equal(state.train.labels, whole.train.labels)
+        assert state.model is whole.model
+        return state.findings["seen"]
+
+    def first(state, context):
+        return state.findings["first"]
+
+    def fresh(state, context):
+        return len(list(context.make_model().parameters()))
+
+    with pytest.raises(UserError, match=r"stage reader: reads first, which it does not declare.*`requires`"):
+        seen(first)
+    assert seen(first, requires=["first"]) == "first after []"
+    assert seen(lambda state, context: [state.model, state.reserved, state.findings.get("absent")]) == [None] * 3
+    assert seen(lambda state, context: int(state.train.labels.max())) == 2
+    assert seen(lambda state, context: int(state.train.labels.max()), reads="images") == 0
+    assert seen(fresh) > 0
+    with pytest.raises(UserError, match=r"stage reader: makes a model of the run, which it `ignores`"):
+        seen(fresh, ignores=frozenset({"model"}))
 
 
 def test_stages_are_shared_by_their_inputs_alone(tmp_path):

@@ -140,7 +140,6 @@ class Fit:
         """Train and return the state with the trained model and the callbacks' findings."""
         if self.when is not None and not state.findings[self.when]:
             return Outcome(state)
-        given, state = state, state if self.reads == "train" else state.without_labels()
         model = context.make_model() if self.model == "fresh" else copy.deepcopy(state.model)
         assert model is not None  # the pipeline checked `requires`
         if self.weights is not None:
@@ -160,9 +159,9 @@ class Fit:
         )
         check_trained(model, name)
         if self.into == "model":
-            result = replace(given, model=model)
+            result = replace(state, model=model)
         else:
-            result = replace(given, findings={**state.findings, self.into: dict(model.state_dict())})
+            result = replace(state, findings={**state.findings, self.into: dict(model.state_dict())})
         for callback in self.callbacks:
             if isinstance(callback, Contributor):
                 result = callback.contribute(result)

@@ -14,6 +14,7 @@ from backdoor.observing import stage_begins
 from backdoor.ranks import rank
 from backdoor.stages.artifact import load_outcome, save_outcome
 from backdoor.stages.base import Outcome, Stage
+from backdoor.stages.view import context_for, merged, shown
 from backdoor.state import State
 from backdoor.store import Store, fingerprint
 
@@ -33,7 +34,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Finished:
-    """A stage that has run, as the evaluator gets it; `before` is the state that it began with."""
+    """A stage that has run, as the evaluator gets it; `before` is the state that it was handed."""
 
     step: Step
     before: State
@@ -80,7 +81,8 @@ class Pipeline:
     requires. So a chain that does not look at the victim is shared by runs whose victims differ, and two defenses
     that begin alike share their beginning. A stage that makes no use of one of those, say the model, names it in its
     attribute `ignores` (a frozenset of names in `common`) and is then shared by runs that differ in it; one whose
-    attribute `reads` is `images` does not look at labels.
+    attribute `reads` is `images` does not look at labels. Each stage is handed just that (see `shown`), so no key can
+    be too small.
 
     Args:
         keys: name of an input (`train`, its `images` alone, `model`, ...) -> digest.
@@ -129,20 +131,21 @@ class Pipeline:
     def fetch(self, state: State, step: Step) -> Finished:
         """One stage: from the store, or run and stored."""
         key, started = self.key(step), time.perf_counter()
+        provides, before = step.stage.provides, shown(state, step.stage, step.name)
         stage_begins(step.name, key)
 
         def make(work: Path) -> None:
-            begun = time.perf_counter()
-            outcome = step.stage.run(state, self.context, name=step.name, work=work)
+            begun, context = time.perf_counter(), context_for(self.context, step.stage, step.name)
+            outcome = step.stage.run(before, context, name=step.name, work=work)
             if rank() == 0:
-                save_outcome(outcome, step.stage.provides, work, seconds=time.perf_counter() - begun)
+                save_outcome(outcome, provides, work, seconds=time.perf_counter() - begun)
 
         def load(folder: Path) -> tuple[Outcome, float]:
-            return load_outcome(state, folder, self.context, step.stage.provides)
+            return load_outcome(before, folder, self.context, provides)
 
         describe = {"stage": step.config, "common": self.common, "mark": step.mark}
         (outcome, seconds), hit = self.store.fetch(kind_of(step), key, make=make, load=load, describe=describe)
         if not step.stage.control:
-            self.keys.update(dict.fromkeys(step.stage.provides, key))
+            self.keys.update(dict.fromkeys(provides, key))
         spent = seconds if hit else time.perf_counter() - started
-        return Finished(step, state, outcome.state, key, hit, spent, outcome.history)
+        return Finished(step, before, merged(state, outcome.state, provides), key, hit, spent, outcome.history)

@@ -146,16 +146,30 @@ def test_joblib_runs_side_by_side_and_a_failing_job_stops_no_other(run_cli, tmp_
     assert sorted(states) == ["done", "done", "failed", "failed"]
 
 
+def is_there(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
 def test_a_killed_sweep_goes_on(tmp_path, swept):
-    """The workers outlive their parent for as long as their jobs last: the second sweep waits for what they make."""
+    """Its workers end with it, and what they had made is not made again."""
     cache = tmp_path / "cache"
     words = (*JOBLIB, f"hydra.sweep.dir={tmp_path / 'sweep'}")
     process = start(cache, tmp_path, *words)
     while not list(cache.glob("victim/*.part")):
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.02)
+    workers = [read_json(path.parent, path.name)["pid"] for path in (tmp_path / "sweep" / ".jobs").glob("[0-9].json")]
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
+    assert workers
+    until = time.monotonic() + 10
+    while any(map(is_there, workers)):
+        assert time.monotonic() < until
+        time.sleep(0.1)
     finish(start(cache, tmp_path, *words))
     for name in NAMES:
         assert numbers(tmp_path / "sweep" / name) == numbers(swept[1] / name)

@@ -14,10 +14,12 @@ import subprocess
 import sys
 import termios
 import time
+from contextlib import nullcontext
 
 import pytest
 from rich.console import Console
 
+from backdoor.interrupts import Stopped
 from backdoor.sweep_progress import NOTES, REFRESH_S, SCREEN, Progress, clock, noted, watching, write_note
 from conftest import QUICK
 
@@ -94,6 +96,30 @@ def test_dead_workers_vanish_and_those_of_other_machines_stay(tmp_path):
     console = Console(width=80, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
     console.print(progress.lines())
     assert re.search(r"2 +job 2 +victim 7 +0:00:0\d", console.export_text())
+
+
+ENDINGS = [
+    (None, "failed", "its process died"),
+    (Stopped(15), "interrupted", "SIGTERM"),
+    (OSError("x"), "failed", "OSError: x"),
+]
+
+
+@pytest.mark.parametrize(("error", "state", "why"), ENDINGS)
+def test_what_a_killed_job_could_not_say_is_said_for_it(tmp_path, capsys, error, state, why):
+    for number, known in enumerate(("running", "done")):
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / "status.json").write_text(json.dumps({"state": known, "victim": "hit"}))
+    with nullcontext() if error is None else pytest.raises(type(error)), watching(tmp_path, "ab", separate=True):
+        for number in (0, 1):
+            note = {"folder": str(tmp_path / str(number)), "host": socket.gethostname(), "pid": 1, "since": 0.0}
+            write_note(tmp_path, number, {**note, "state": "running"})
+        if error is not None:
+            raise error
+    killed, done = (json.loads((tmp_path / name / "status.json").read_text()) for name in "01")
+    assert killed == {"state": state, "victim": "hit", "error": why}
+    assert done["state"] == "done"
+    assert ("the same command goes on" in capsys.readouterr().out) is (state == "interrupted")
 
 
 def test_a_failing_job_is_noted(tmp_path):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import os
+import signal
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,22 @@ class SeedEpochs(pl.Callback):
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Seed this epoch."""
         torch.manual_seed(mix(self.seed, trainer.current_epoch, 0x5EED + trainer.global_rank))
+
+
+class OwnSignals(pl.Callback):
+    """SIGTERM stays with whoever handles it.
+
+    Lightning's handler would end the fit at the next batch with exit status 0, and with it a Slurm job that only waits
+    to be queued again.
+    """
+
+    def __init__(self) -> None:
+        self.handler = signal.getsignal(signal.SIGTERM)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Put the handler back."""
+        if threading.current_thread() is threading.main_thread() and self.handler is not None:
+            signal.signal(signal.SIGTERM, self.handler)
 
 
 class SharedStatistics(pl.Callback):

@@ -33,6 +33,7 @@ from backdoor.composing import Composer
 from backdoor.confdir import conf_dir
 from backdoor.errors import UserError
 from backdoor.finished import adopt, run_words
+from backdoor.interrupts import Stopped, stop_of, stoppable
 from backdoor.list import groups
 from backdoor.plugins import package_dirs, register
 from backdoor.results import find, reuse
@@ -41,15 +42,27 @@ from backdoor.sweep_progress import noted
 
 FAILED = 1
 USER_ERROR = 2
-INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
 
 def main() -> None:
-    """`python -m backdoor` and `backdoor`: exits with 0, 2 (the user's mistake) or 130 (Ctrl-C)."""
+    """`python -m backdoor` and `backdoor`: exits with 0, 2 (the user's mistake), 130 (Ctrl-C) or 143 (SIGTERM)."""
     sys.exit(run_command())
 
 
 def run_command(program: str = "backdoor.experiment", config: str = "config") -> int:
+    """`obey`, until it ends or is stopped from outside; the exit status."""
+    try:
+        with stoppable():
+            return obey(program, config)
+    except (KeyboardInterrupt, SystemExit, Stopped) as error:
+        stop = stop_of(error)
+        if stop is None or stop[0].startswith("exit("):
+            raise
+        print(f"interrupted ({stop[0]})", file=sys.stderr)
+        return stop[1]
+
+
+def obey(program: str, config: str) -> int:
     """Run the command line in `sys.argv` (where Hydra reads it too); the exit status.
 
     Args:
@@ -78,14 +91,6 @@ def run_command(program: str = "backdoor.experiment", config: str = "config") ->
         OmegaConf.register_new_resolver("choices", lambda: choices_text(command), replace=True)
         sys.argv[1:] = command.argv
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config)(job_of(program))()
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return INTERRUPTED
-    except SystemExit as stop:
-        # Lightning turns Ctrl-C into exit(1) once it has shut down.
-        if isinstance(stop.__context__, KeyboardInterrupt):
-            return INTERRUPTED
-        raise
     except _JobError as carrier:
         return _answer(carrier.error, checked, full)
     except Exception as error:
@@ -111,9 +116,9 @@ def sweep(command: Command, program: str, checked: list[Command]) -> int:
     )
     checked.append(replace(command, sweep=False))
     ended = run_sweep(command, words, jobs, kept, job_of(program))
-    finals = {number: final_of(one.folder) for number, one in enumerate(ended) if one.folder and one.state != "failed"}
+    finals = {number: final_of(one.folder) for number, one in enumerate(ended) if one.folder and one.whole}
     print("\n".join(closing_lines(ended, finals)), flush=True)
-    folder, failed = shown_folder(ended), [one for one in ended if one.state == "failed"]
+    folder, failed = shown_folder(ended), [one for one in ended if not one.whole]
     if folder:
         print(f"Folder: {folder}", flush=True)
     if not failed:

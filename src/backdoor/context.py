@@ -13,7 +13,7 @@ import torch
 from pytorch_lightning.strategies import DDPStrategy
 from torch import nn
 
-from backdoor.callbacks import History, Resume, SeedEpochs, SharedStatistics
+from backdoor.callbacks import History, OwnSignals, Resume, SeedEpochs, SharedStatistics
 from backdoor.data.loader import Chooses, mix
 from backdoor.data.module import PoisonedDataModule
 from backdoor.errors import UserError, suggest
@@ -190,7 +190,7 @@ class RunContext:
             accelerator={"cuda": "gpu"}.get(hardware.device.type, hardware.device.type),
             **self.placement(),
             precision="bf16-mixed" if hardware.precision == "bf16" else "32-true",
-            callbacks=[SeedEpochs(self.seed), SharedStatistics(), *callbacks, history, progress, resume],
+            callbacks=[OwnSignals(), SeedEpochs(self.seed), SharedStatistics(), *callbacks, history, progress, resume],
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,

@@ -20,6 +20,7 @@ from backdoor.data.sources import DataSet
 from backdoor.digest import file_digest, tensor_digest
 from backdoor.errors import UserError
 from backdoor.evaluation import Evaluator
+from backdoor.interrupts import ending
 from backdoor.launch import launch
 from backdoor.monitoring import Curves
 from backdoor.observing import observed_by
@@ -59,7 +60,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         experiment = Experiment(cfg, record)
         result = experiment.run()
     except BaseException as error:
-        record.status("failed", f"{type(error).__name__}: {error}")
+        record.status(**ending(error))
         raise
     try:
         keep(cfg, folder, experiment.store)

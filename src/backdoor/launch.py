@@ -9,12 +9,11 @@ import signal
 import sys
 import tempfile
 import threading
-import time
 import traceback
 import uuid
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout, suppress
+from contextlib import contextmanager, redirect_stdout
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -26,9 +25,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from backdoor.cli_errors import explain
 from backdoor.errors import UserError
+from backdoor.interrupts import Stopped, ending
 from backdoor.store import write_json
-from backdoor.sweep_progress import screen_of
-from backdoor.workers import environment_of
+from backdoor.sweep_progress import note_end, screen_of
+from backdoor.workers import end_without, environment_of
 
 JOB = "job.yaml"
 # Rank 0 may wait for hours until another job has made what both need; that a process died is seen without a timeout.
@@ -56,7 +56,7 @@ def launch(cfg: DictConfig, folder: Path, processes: int) -> dict[str, Any]:
         try:
             run_agent(place / JOB, processes)
         except BaseException as error:
-            note_failure(folder, error)
+            note_end(folder, ending(error))
             raise
     return dict(json.loads((folder / "result.json").read_text()))
 
@@ -84,7 +84,7 @@ def run_agent(job: Path, processes: int) -> None:
     except ChildFailedError as error:
         raise first_failure(job, error) from None
     except SignalException as stop:
-        raise SystemExit(128 + stop.sigval) from None
+        raise Stopped(stop.sigval) from None
 
 
 @contextmanager
@@ -113,15 +113,6 @@ def first_failure(job: Path, error: Any) -> Exception:
     if said["line"] is not None:
         return UserError(said["line"])
     return RuntimeError(f"process {left[0].stem} failed:\n{said['trace']}")
-
-
-def note_failure(folder: Path, error: BaseException) -> None:
-    """status.json says why the job ended; rank 0 may have been ended before it could, or knows of others' end alone."""
-    status = {"state": "failed", "victim": "none"}
-    with suppress(OSError, ValueError):
-        status |= json.loads((folder / "status.json").read_text())
-    with suppress(OSError):  # a full disk, which `error` is about
-        write_json(folder / "status.json", status | {"state": "failed", "error": f"{type(error).__name__}: {error}"})
 
 
 def main(job: Path) -> None:
@@ -180,13 +171,6 @@ def leave() -> None:
     import torch.distributed as dist
 
     dist.destroy_process_group()
-
-
-def end_without(parent: int) -> None:
-    """End this process if the one that started it is gone: killed, it cannot say so."""
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)
 
 
 if __name__ == "__main__":

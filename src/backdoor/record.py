@@ -55,7 +55,7 @@ class Record:
             raise UserError(f"hydra.run.dir={folder}: cannot be written ({error.strerror})") from None
 
     def status(self, state: str, error: str | None = None, **where: Any) -> None:
-        """Write status.json: `state` is running, done or failed; `where` says how far a running one is."""
+        """Write status.json: `state` is running, done, failed or interrupted; `where` says how far a running one is."""
         status = {"state": state, "victim": self.victim, **where}
         write_json(self.folder / "status.json", status | ({"error": error} if error else {}))
 

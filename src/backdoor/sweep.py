@@ -24,7 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from backdoor.cli_check import Command, Job, expand
 from backdoor.errors import UserError
 from backdoor.results import find, reuse, stamp
-from backdoor.sweep_progress import watching
+from backdoor.sweep_progress import ENDS, watching
 
 KEPT = "from the store"
 Task = Callable[[DictConfig], Any]
@@ -37,7 +37,7 @@ class Ended:
     Attributes:
         words: its overrides.
         folder: its folder; None if it never had one.
-        state: done, failed, or `KEPT`.
+        state: done, failed, interrupted, or `KEPT`.
         why: the line that explains a failure.
         mistake: the failure is the user's to mend.
     """
@@ -47,6 +47,11 @@ class Ended:
     state: str
     why: str = ""
     mistake: bool = False
+
+    @property
+    def whole(self) -> bool:
+        """Whether it has come to its end."""
+        return self.state in ("done", KEPT)
 
 
 def all_words(command: Command) -> list[tuple[str, ...]]:
@@ -133,10 +138,10 @@ def run_sweep(
         rest = [number for number in range(len(words)) if number not in ended]
         batch = [launch_words(words[number], folders.get(number), sweep_dir) for number in rest]
         names = [" ".join(one) for one in changing_words([words[number] for number in rest])]
-        with watching(sweep_dir, names, separate=not isinstance(launcher, BasicLauncher)):
+        with watching(sweep_dir, names, separate=not isinstance(launcher, BasicLauncher)) as progress:
             returns = launcher.launch(batch, initial_job_idx=0) if batch else ()
-        for number, one in zip(rest, returns, strict=True):
-            ended[number] = ended_of(words[number], one)
+        for place, (number, one) in enumerate(zip(rest, returns, strict=True)):
+            ended[number] = ended_of(words[number], one, progress.ended.get(place, "failed"))
     return [ended[number] for number in range(len(words))]
 
 
@@ -174,8 +179,8 @@ def write_words(job: Job, words: Sequence[str], folder: Path, subdir: str) -> No
     OmegaConf.save(ListConfig([word for word in words if not is_hydras(word)]), place / "overrides.yaml")
 
 
-def ended_of(words: tuple[str, ...], job: JobReturn) -> Ended:
-    """How a launched job ended."""
+def ended_of(words: tuple[str, ...], job: JobReturn, state: str) -> Ended:
+    """How a launched job ended; `state`: by its own word, of one that has not come to its end."""
     folder = None if job.hydra_cfg is None else Path(str(job.hydra_cfg.hydra.runtime.output_dir))
     if job.status == JobStatus.COMPLETED:
         return Ended(words, folder, KEPT if job.return_value == KEPT else "done")
@@ -185,18 +190,18 @@ def ended_of(words: tuple[str, ...], job: JobReturn) -> Ended:
         why, mistake = str(error), True
     except Exception as error:
         why, mistake = str(error) or repr(error), False
-    return Ended(words, folder, "failed", why, mistake)
+    return Ended(words, folder, state if state == "interrupted" else "failed", why, mistake)
 
 
 def closing_lines(ended: Sequence[Ended], results: Mapping[int, Mapping[str, Any]], most: int = 40) -> list[str]:
-    """The table at the end of a sweep: every job, or past `most` only the failed ones, and a line with the counts.
+    """The table at the end of a sweep: every job, past `most` only those without an end, and a line with the counts.
 
     Args:
         results: number of a job -> the `final` of its result.json.
     """
     lines, changing = [], changing_words([one.words for one in ended])
     for number, one in enumerate(ended):
-        if len(ended) > most and one.state != "failed":
+        if len(ended) > most and one.whole:
             continue
         shown = [
             f"{title} {100 * results[number][key]:5.1f}"
@@ -205,7 +210,7 @@ def closing_lines(ended: Sequence[Ended], results: Mapping[int, Mapping[str, Any
         ]
         lines.append("  ".join([f"{number:>4}", f"{one.state:<14}", *shown, *changing[number], one.why]).rstrip())
     counts = Counter(one.state for one in ended)
-    summary = ", ".join(f"{counts[state]:,} {state}" for state in ("done", KEPT, "failed") if counts[state])
+    summary = ", ".join(f"{counts[state]:,} {state}" for state in ("done", KEPT, *ENDS[1:]) if counts[state])
     return [*lines, f"{len(ended):,} jobs: {summary}"]
 
 

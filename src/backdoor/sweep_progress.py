@@ -13,6 +13,7 @@ import shutil
 import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -26,9 +27,14 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from backdoor.interrupts import ending, stop_of
+from backdoor.store import write_json
+
 NOTES, PLAN = ".jobs", "sweep.json"
 SCREEN = "console.log"  # what a job in a process of its own prints, while the sweep's lines have the terminal
 REFRESH_S = 0.5
+ENDS = ("done", "failed", "interrupted")
+KNOWN = {"pid", "host", "folder", "since"}
 OWNER = "BACKDOOR_SWEEP_SCREEN"  # the process that has the terminal
 
 
@@ -38,13 +44,13 @@ def noted(sweep_dir: Path, number: int, folder: Path) -> Iterator[None]:
     announce(sweep_dir, number)
     note = {"folder": str(folder), "host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}
     write_note(sweep_dir, number, {**note, "state": "running"})
-    state = "failed"
     try:
         with screen_of(folder):
             yield
-        state = "done"
-    finally:
-        write_note(sweep_dir, number, {**note, "state": state})
+    except BaseException as error:
+        write_note(sweep_dir, number, {**note, "state": ending(error)["state"]})
+        raise
+    write_note(sweep_dir, number, {**note, "state": "done"})
 
 
 def announce(sweep_dir: Path, number: int) -> None:
@@ -87,39 +93,46 @@ class Progress:
 
     Attributes:
         jobs: what each launched job is called, in the order of the launch.
-        running: number -> note of the jobs under way.
-        ended: number -> `done` or `failed`.
+        left: number -> note of the jobs that have begun and not ended.
+        running: those of them whose process is there.
+        ended: number -> one of `ENDS`.
     """
 
     sweep_dir: Path
     jobs: Sequence[str]
     started: float = field(default_factory=time.time)
+    left: dict[int, dict[str, Any]] = field(default_factory=dict)
     running: dict[int, dict[str, Any]] = field(default_factory=dict)
     ended: dict[int, str] = field(default_factory=dict)
 
     def look(self) -> None:
         """Read the notes of jobs that have not ended."""
-        self.running = {}
+        self.left, self.running = {}, {}
         with contextlib.suppress(OSError):
             for entry in os.scandir(self.sweep_dir / NOTES):
                 name, _, kind = entry.name.partition(".")
                 if kind != "json" or not name.isdigit() or int(name) in self.ended:
                     continue
                 note = read(Path(entry.path))
-                if note.get("state") in ("done", "failed"):
+                if note.get("state") in ENDS:
                     self.ended[int(name)] = note["state"]
-                elif alive(note):
-                    self.running[int(name)] = note
+                elif note.keys() >= KNOWN:
+                    self.left[int(name)] = note
+        self.running = {number: note for number, note in self.left.items() if alive(note)}
 
     def summary(self) -> str:
-        """Jobs done of all, failed ones, and the time left if the others take as long."""
-        ended, failed = len(self.ended), sum(state == "failed" for state in self.ended.values())
-        parts = [f"{ended:,} of {len(self.jobs):,} jobs done"]
-        parts += [f"{failed:,} failed"] if failed else []
+        """Jobs ended of all, those of them that are not done, and the time left if the others take as long."""
+        ended, bad = len(self.ended), self.counts(ENDS[1:])
+        parts = [f"{ended:,} of {len(self.jobs):,} jobs done", *([bad] if bad else [])]
         if 0 < ended < len(self.jobs):
             left = (time.time() - self.started) / ended * (len(self.jobs) - ended)
             parts.append(f"about {clock(left)} left")
         return ", ".join(parts)
+
+    def counts(self, states: Sequence[str] = ENDS) -> str:
+        """`2 done, 1 failed`, of these states."""
+        counts = Counter(self.ended.values())
+        return ", ".join(f"{counts[state]:,} {state}" for state in states if counts[state])
 
     def lines(self) -> Group:
         """The summary, a bar, and a line a running job: what it is, its stage, for how long."""
@@ -146,8 +159,6 @@ def read(path: Path) -> dict[str, Any]:
 
 def alive(note: dict[str, Any]) -> bool:
     """Whether the job's process may still be there; one on another machine is taken at its word."""
-    if not {"pid", "host", "folder", "since"} <= note.keys():
-        return False
     if note["host"] != socket.gethostname():
         return True
     try:
@@ -186,8 +197,29 @@ def watching(
     try:
         with drawn(progress, console) if separate and not quiet(console) else contextlib.nullcontext():
             yield progress
+        close_open(progress, {"state": "failed", "error": "its process died"})
+    except BaseException as error:
+        close_open(progress, ending(error))
+        if stop_of(error) is not None:
+            print(f"{progress.counts() or 'none begun'} of {len(jobs):,} jobs; the same command goes on", flush=True)
+        raise
     finally:
         shutil.rmtree(sweep_dir / NOTES, ignore_errors=True)
+
+
+def close_open(progress: Progress, end: dict[str, str]) -> None:
+    """The launcher has ended: a job that is still under way by its word was killed before it could say `end`."""
+    progress.look()
+    for number, note in progress.left.items():
+        if read(Path(note["folder"]) / "status.json").get("state", "running") == "running":
+            note_end(Path(note["folder"]), end)
+        progress.ended[number] = end["state"]
+
+
+def note_end(folder: Path, end: dict[str, str]) -> None:
+    """status.json says how the job ended, for a process that could not or that knows of others' end alone."""
+    with contextlib.suppress(OSError):  # a full disk, which the end may be about
+        write_json(folder / "status.json", {"state": "", "victim": "none"} | read(folder / "status.json") | end)
 
 
 @contextmanager

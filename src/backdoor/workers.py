@@ -6,13 +6,14 @@ import importlib
 import os
 import queue
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from backdoor.errors import UserError, check_whole
 
 WORKERS = 2  # without devices
-ORPHANED_S = 60  # a worker without work ends by then; only one whose parent was killed has none for so long
+LOOK_S = 1.0  # how often a worker looks whether the process that started it is there
 
 
 def slots_of(workers: int | None, devices: Sequence[int | str] | None) -> list[str | None]:
@@ -66,7 +67,7 @@ def run_all(call: Callable[..., Any], calls: Sequence[tuple[Any, ...]], slots: S
     """`call(*arguments)` for each of `calls`, a process a slot; the results, or what was raised, in the order given.
 
     A process serves one call after the other, so that its imports are paid once. One that dies is replaced, and its
-    call counts as failed.
+    call counts as failed. All of them end with this process, even if it is killed.
     """
     # Here and not in the threads: two that import its circle of modules side by side can meet half of one.
     importlib.import_module("joblib.externals.loky.process_executor")
@@ -114,7 +115,8 @@ class Worker:
 
         try:
             if self.pool is None:
-                self.pool = ProcessPoolExecutor(max_workers=1, env=self.env, timeout=ORPHANED_S)
+                watch = {"initializer": end_with, "initargs": (os.getpid(),)}
+                self.pool = ProcessPoolExecutor(max_workers=1, env=self.env, timeout=None, **watch)
             return self.pool.submit(on_device, self.slot, call, arguments).result()
         except BrokenProcessPool:
             self.close()
@@ -127,6 +129,18 @@ class Worker:
         pool, self.pool = self.pool, None
         if pool is not None:
             pool.shutdown(wait=True, kill_workers=True)
+
+
+def end_with(parent: int) -> None:
+    """From now on this process ends soon after its parent."""
+    threading.Thread(target=end_without, args=(parent,), daemon=True).start()
+
+
+def end_without(parent: int) -> None:
+    """End this process if the one that started it is gone: killed, it cannot say so."""
+    while os.getppid() == parent:
+        time.sleep(LOOK_S)
+    os._exit(1)
 
 
 def on_device(slot: str | None, call: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:

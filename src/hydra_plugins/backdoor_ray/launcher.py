@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -51,7 +53,13 @@ class RayLauncher(CallsLauncher):
             self.check_room([node["Resources"] for node in ray.nodes() if node["Alive"]])
             options = {"num_cpus": self.num_cpus, "num_gpus": self.num_gpus, "scheduling_strategy": "SPREAD"}
             task = ray.remote(call).options(max_retries=0, **options)
-            return [result_of(reference) for reference in [task.remote(*arguments) for arguments in calls]]
+            references = [task.remote(*arguments) for arguments in calls]
+            try:
+                return [result_of(reference) for reference in references]
+            except BaseException:  # a cluster that was there before would let them run on for a while
+                for reference in references:
+                    ray.cancel(reference, force=True)
+                raise
         finally:
             ray.shutdown()
 
@@ -83,6 +91,7 @@ def connect(address: str | None) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a local cluster sends nothing anywhere
     environment = {name: os.environ[name] for name in PASSED if name in os.environ}
     environment["PYTHONPATH"] = python_path()
+    handler, here = signal.getsignal(signal.SIGTERM), threading.current_thread() is threading.main_thread()
     try:
         if address not in (None, "auto"):
             reach(str(address))
@@ -98,6 +107,9 @@ def connect(address: str | None) -> None:
             f"hydra.launcher.address={address}: no Ray cluster answers ({said}); start one with `ray start --head` and "
             "give the HOST:PORT that it prints, or leave address out for this machine alone"
         ) from None
+    finally:
+        if here and handler is not None:  # Ray's own ends the process without a word
+            signal.signal(signal.SIGTERM, handler)
 
 
 def reach(address: str) -> None:

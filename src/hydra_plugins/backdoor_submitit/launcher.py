@@ -97,8 +97,10 @@ class SlurmLauncher(CallsLauncher):
         print(f"Slurm job {array}, {len(jobs)} elements; logs: {os.path.relpath(logs)}", flush=True)
         try:
             return wait(jobs)
-        except BaseException:  # Ctrl-C
-            subprocess.run(["scancel", array], check=False)
+        except BaseException:  # Ctrl-C, SIGTERM
+            # At once: an element takes SIGTERM for the word that it will be queued again, and trains on.
+            subprocess.run(["scancel", "--quiet", "--signal=KILL", array], check=False)
+            subprocess.run(["scancel", "--quiet", array], check=False)
             raise
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torchvision.models as tv
@@ -15,6 +16,7 @@ from torch import Tensor
 from backdoor.checkpoint import load_weights, rename, save_weights
 from backdoor.errors import UserError
 from backdoor.models import ImageClassifier, WideResNet, preact_resnet18, torchvision_net
+from backdoor.numpy_scalars import numbers_allowed
 from helpers_checkpoint import identical, official_abl, scattered, wrn
 
 
@@ -62,6 +64,26 @@ def test_nested_and_wrapped(tmp_path: Path, key: str, prefix: str) -> None:
     torch.save({"epoch": 41, "optimizer": optimizer.state_dict(), "acc": 91.8, key: inside}, path)
     load_weights(loaded, path)
     assert identical(saved, loaded)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.int64, np.uint8, np.bool_, ">f4", np.complex64])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_numbers_of_numpy_beside_the_tensors(tmp_path: Path, dtype: Any, zipped: bool) -> None:
+    saved, loaded, again, path = wrn(1), wrn(2), wrn(3), tmp_path / "m.pt"
+    extra = {"epoch": np.int64(41), "best_acc": np.array(3, dtype)[()], "log": [np.float64(0.5)]}
+    torch.save({**extra, "state_dict": saved.state_dict()}, path, _use_new_zipfile_serialization=zipped)
+    load_weights(loaded, path)
+    assert identical(saved, loaded)
+    torch.save({**saved.state_dict(), "epoch": np.int64(41), "best": 0.5, "arch": "wrn"}, path)
+    load_weights(again, path)
+    assert identical(saved, again)
+
+
+def test_a_number_keeps_its_value(tmp_path: Path) -> None:
+    numbers = [np.float64(85.4), np.int64(-3), np.bool_(True), np.array(1.5, ">f4")[()]]
+    torch.save(numbers, tmp_path / "m.pt")
+    with numbers_allowed():
+        assert torch.load(tmp_path / "m.pt", weights_only=True) == numbers
 
 
 @pytest.mark.parametrize("prefix", ["", "_orig_mod.", "module.", "module._orig_mod."])

@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch import nn
 
-from backdoor.checkpoint import save_weights
+from backdoor.checkpoint import load_weights, read_tensors, save_weights
 from backdoor.models import small_cnn
-from helpers_checkpoint import official_abl, refused, wrn
+from helpers_checkpoint import identical, official_abl, refused, wrn
 
 
 def test_another_architecture_names_the_first_keys(tmp_path: Path) -> None:
@@ -102,17 +102,39 @@ def test_not_a_checkpoint_at_all(tmp_path: Path, content: bytes, suffix: str) ->
 
 
 @pytest.mark.parametrize(
-    "content", [{}, [1, 2], torch.rand(3), {"epoch": 3}, {"state_dict": {"a": torch.rand(1), "n": 3}}]
+    "content", [{}, [1, 2], torch.rand(3), {"epoch": 3}, {"state_dict": {"a": torch.rand(1), "n": [3]}}]
 )
 def test_no_state_dict_inside(tmp_path: Path, content: Any) -> None:
     torch.save(content, tmp_path / "m.pt")
     refused(wrn(1), tmp_path / "m.pt", "holds no state dict; expected a mapping of names to tensors")
 
 
-def test_numpy_scalars_are_refused_by_name(tmp_path: Path) -> None:
-    torch.save({"state_dict": wrn(1).state_dict(), "clean_acc": np.float64(85.4)}, tmp_path / "m.pt")
-    said = r"pickled Python object \(numpy\.\S*scalar\), which could run code, and is refused; .*its state_dict"
-    refused(wrn(1), tmp_path / "m.pt", said)
+@pytest.mark.parametrize("value", [np.str_("a"), np.ones(3), np.datetime64("2020-01-01"), np.zeros((), "i4,f4")[()]])
+def test_of_numpy_only_numbers_are_read(tmp_path: Path, value: Any) -> None:
+    torch.save({"state_dict": wrn(1).state_dict(), "extra": value}, tmp_path / "m.pt")
+    refused(wrn(1), tmp_path / "m.pt", "not a readable checkpoint|pickled Python object")
+
+
+class ForgedNumber:
+    """A float64 whose dtype claims, by its flags, that its 8 bytes are the address of an object."""
+
+    def __reduce__(self) -> Any:
+        return np.float64(0).__reduce__()[0], (ForgedDtype(), b"A" * 8)
+
+
+class ForgedDtype:
+    def __reduce__(self) -> Any:
+        return np.dtype, ("f8", False, True), (3, "<", None, None, None, -1, -1, 0xFF)
+
+
+def test_flags_of_a_dtype_in_a_file_have_no_effect(tmp_path: Path) -> None:
+    saved, loaded = wrn(1), wrn(2)
+    torch.save({"state_dict": saved.state_dict(), "acc": ForgedNumber()}, tmp_path / "m.pt")
+    assert type(read_tensors(tmp_path / "m.pt", "x")) is dict
+    load_weights(loaded, tmp_path / "m.pt")
+    assert identical(saved, loaded)
+    with pytest.raises(pickle.UnpicklingError):  # the permission ends with the load
+        torch.load(tmp_path / "m.pt", weights_only=True)
 
 
 def test_a_whole_pickled_module_is_refused(tmp_path: Path) -> None:
@@ -137,7 +159,8 @@ def test_malicious_pickles_run_nothing(tmp_path: Path, form: str) -> None:
     if form == "pickle":
         path.write_bytes(pickle.dumps(evil, protocol=2))
     else:
-        content = {"state_dict": wrn(1).state_dict(), "epoch": evil} if form == "nested" else evil
+        nested = {"state_dict": wrn(1).state_dict(), "best": np.float64(85.4), "epoch": evil}
+        content = nested if form == "nested" else evil
         torch.save(content, path, _use_new_zipfile_serialization=form != "legacy")
     refused(wrn(1), path, r"pickled Python object \(posix\.system\), which could run code, and is refused")
     assert not target.exists()

@@ -9,15 +9,18 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from backdoor.errors import UserError
+from backdoor.numpy_scalars import numbers_allowed
 
 NESTED = ("state_dict", "model_state_dict", "model", "net")
 WRAPPERS = re.compile(r"^(?:module\.|model\.)")
+BESIDE = (bool, int, float, complex, str, type(None), np.generic)  # an epoch, an accuracy, a name: not the weights
 OPTIONAL = ("mean", "std")  # foreign checkpoints normalise outside the model
 
 
@@ -65,7 +68,8 @@ def load_weights(module: nn.Module, path: Path, *, setting: str = "attack.model"
     """Load a checkpoint into `module`, in place, strictly.
 
     Reads .safetensors, and anything else with `torch.load(weights_only=True)`. A state dict may be nested
-    under `state_dict`, `model_state_dict`, `model` or `net` (an epoch or optimizer may lie beside it),
+    under `state_dict`, `model_state_dict`, `model` or `net` (an epoch or optimizer may lie beside it; single
+    numbers and texts may lie beside the tensors too),
     carry wrappers' prefixes such as `module.`, and use the names of well-known other code
     (`ImageClassifier.foreign_keys`). Missing `mean`, `std` and `num_batches_tracked` keep the module's own: a
     checkpoint trained without normalisation needs data.mean of 0 and data.std of 1. The module may be compiled.
@@ -143,7 +147,8 @@ def read_tensors(path: Path, setting: str) -> dict[str, Tensor]:
         except (SafetensorError, OSError) as error:
             raise UserError(f"{setting}={path}: not a readable safetensors file ({one_line(error)})") from None
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with numbers_allowed():
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged bytes end the unpickler in a dozen ways
         raise UserError(f"{setting}={path}: {refusal(error)}") from None
     return find_state_dict(content, path, setting)
@@ -174,7 +179,8 @@ def find_state_dict(content: Any, path: Path, setting: str) -> dict[str, Tensor]
             if isinstance(content.get(name), Mapping):
                 return find_state_dict(content[name], path, setting)
         tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
-        if tensors and len(tensors) == len(content):
+        beside = [value for value in content.values() if isinstance(value, BESIDE)]
+        if tensors and len(tensors) + len(beside) == len(content):
             return tensors
     raise UserError(
         f"{setting}={path}: holds no state dict; expected a mapping of names to tensors, or one under "

@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from backdoor.data.loader import mix
 from backdoor.errors import UserError
+from backdoor.intact import clear, reason, set_aside
 from backdoor.observing import epoch_ended, epoch_resumed
-from backdoor.ranks import share, world
+from backdoor.ranks import rank, share, world
+from backdoor.resume_point import check_resume_point
 
 
 class SeedEpochs(pl.Callback):
@@ -128,10 +131,24 @@ class Resume(pl.Callback):
             os.replace(temporary, self.path)
         self.last = time.monotonic()
 
-    def existing(self) -> Path | None:
-        """The resume point of an earlier, killed fit."""
-        return self.path if self.path.exists() else None
+    def existing(self, module: pl.LightningModule, say: Callable[[str], None]) -> Path | None:
+        """The resume point of an earlier, killed fit of such a module; one that is damaged is said and set aside."""
+        return self.path if share(self.path.exists() and self.whole(module, say)) else None
+
+    def whole(self, module: pl.LightningModule, say: Callable[[str], None]) -> bool:
+        """Whether the file can be gone on from; rank 0's word counts, and it alone sets aside."""
+        if rank() != 0:
+            return True
+        try:
+            check_resume_point(self.path, module)
+        except Exception as error:  # damaged bytes end their readers in any way
+            say(f"{self.path} cannot be gone on from ({reason(error)}): set aside, and its stage starts anew")
+            set_aside(self.path)
+            return False
+        return True
 
     def done(self) -> None:
         """Nothing to resume any more."""
-        self.path.unlink(missing_ok=True)
+        if rank() == 0:
+            for path in (self.path, self.path.with_name(self.path.name + ".bad")):
+                clear(path)

@@ -204,7 +204,7 @@ class RunContext:
         if hardware.compile:
             model.compile()
         module.train()  # Lightning keeps the mode that it finds, and a loaded model is in eval mode
-        trainer.fit(module, datamodule=data, ckpt_path=resume.existing(), weights_only=True)
+        trainer.fit(module, datamodule=data, ckpt_path=resume.existing(module, self.say), weights_only=True)
         model._compiled_call_impl = None
         self.place(model)
         resume.done()

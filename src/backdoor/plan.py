@@ -50,12 +50,14 @@ class Past:
         keys, seconds = set(), dict[str, list[float]]()
         for kind in ("victim", "stage"):
             for path in root.glob(f"{kind}/*/{META}"):
+                if "." in path.parent.name:  # half-made, or set aside
+                    continue
                 try:
                     mark = json.loads(path.read_text())["of"]["mark"]
                     spent = float(json.loads((path.parent / "outcome.json").read_text())["seconds"])
                     keys.add(str(mark["key"]))
                     seconds.setdefault(str(mark["like"]), []).append(spent)
-                except (OSError, ValueError, KeyError, TypeError):
+                except (OSError, ValueError, KeyError, TypeError, RecursionError):
                     continue
         return Past(frozenset(keys), seconds)
 

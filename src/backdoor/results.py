@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from backdoor import __version__
+from backdoor.intact import clear, reason, set_aside
 from backdoor.report.records import SCHEMA
-from backdoor.store import META, Store, fingerprint, link_or_copy, store_root, write_json
+from backdoor.store import META, Store, fingerprint, link_or_copy, seal, sealed, store_root, write_json
 
 KIND = "result"
 # They say where things go and what is shown, not what comes out.
@@ -91,32 +93,42 @@ def keep(cfg: DictConfig, folder: Path, store: Store) -> None:
     """Keep the finished run in `folder` as the result of its config; an older one is replaced."""
     key = result_key(cfg)
     final = store.folder(KIND, key)
-    final.parent.mkdir(parents=True, exist_ok=True)
+    store.make_room(KIND)
     with store.lock(final):
         part = final.with_name(key + ".part")
-        shutil.rmtree(part, ignore_errors=True)
+        clear(part)
         part.mkdir()
         _copy(folder, part)
-        write_json(part / META, {"kind": KIND, "key": key, "of": {"version": __version__, "schema": SCHEMA}})
-        shutil.rmtree(final, ignore_errors=True)
+        seal(part, {"kind": KIND, "key": key, "of": {"version": __version__, "schema": SCHEMA}})
+        clear(final)
         os.replace(part, final)
 
 
 def reuse(kept: Path, cfg: DictConfig, folder: Path) -> bool:
-    """Fill a job's folder from a kept result, the job's own config.yaml included; False if that cannot be read.
+    """Fill a job's folder from a kept result, the job's own config.yaml included.
 
     Weights are links where the file system allows it, the rest are copies, which may be edited.
+
+    Returns:
+        False if the result is not what was kept: that is said, it is set aside, and the job is to run.
     """
     try:
-        status = json.loads((kept / "status.json").read_text())
+        sealed(kept)
+        victim = dict(json.loads((kept / "status.json").read_text())).get("victim")
+    except Exception as error:  # damaged files end their readers in any way
+        print(f"kept result {kept.name} cannot be used ({reason(error)}): set aside, and the job runs", flush=True)
+        with suppress(OSError):
+            set_aside(kept)
+        return False
+    try:
         for part in (folder, folder / "weights", folder / "figures"):
             part.mkdir(parents=True, exist_ok=True)
         _copy(kept, folder)
     except (OSError, ValueError):
         return False
     (folder / "config.yaml").write_text(yaml.safe_dump(OmegaConf.to_container(cfg, resolve=True), sort_keys=False))
-    victim = "hit" if status.get("victim") == "trained" else status.get("victim")
-    write_json(folder / "status.json", {"state": "done", "victim": victim, "kept": kept.name})
+    status = {"state": "done", "victim": "hit" if victim == "trained" else victim, "kept": kept.name}
+    write_json(folder / "status.json", status)
     return True
 
 

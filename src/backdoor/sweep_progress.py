@@ -152,7 +152,7 @@ def read(path: Path) -> dict[str, Any]:
     """A small JSON file; empty if it cannot be read just now."""
     try:
         found = json.loads(path.read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -34,6 +35,7 @@ def save_outcome(outcome: Outcome, provides: frozenset[str], folder: Path, *, se
             if name not in provides:
                 continue
             if isinstance(value, Tensor):
+                check_rows(part, name, value, len(state.train))
                 tensors[f"{part}.{name}"] = value.detach().cpu().contiguous()
             elif isinstance(value, Mapping) and value and all(isinstance(one, Tensor) for one in value.values()):
                 for key, one in value.items():
@@ -55,22 +57,21 @@ def load_outcome(state: State, folder: Path, context: RunContext, provides: froz
 
     Returns:
         The outcome, and the seconds that the stage took when it ran.
+
+    Raises:
+        ValueError, TypeError, KeyError, RecursionError, OSError, UserError: files that are not what was written.
     """
-    record = json.loads((folder / "outcome.json").read_text())
+    record = checked_record(json.loads((folder / "outcome.json").read_text()))
     parts: dict[str, dict[str, Any]] = {part: dict(getattr(state, part)) for part in PARTS}
     parts["findings"].update(record["findings"])
-    if record["tensors"]:
-        try:
-            tensors = load_file(folder / "tensors.safetensors")
-        except SafetensorError as error:
-            raise ValueError(f"{folder.name}: {error}") from None
-        for name in record["tensors"]:
-            part, _, key = name.partition(".")
-            outer, nested, inner = key.partition("/")
-            if nested:
-                parts[part].setdefault(outer, {})[inner] = tensors[name]
-            else:
-                parts[part][key] = tensors[name]
+    for name, tensor in read_parts(folder, record["tensors"]).items():
+        part, _, key = name.partition(".")
+        outer, nested, inner = key.partition("/")
+        if nested:
+            parts[part].setdefault(outer, {})[inner] = tensor
+        else:
+            check_rows(part, key, tensor, len(state.train))
+            parts[part][key] = tensor
     model = state.model
     if "model" in provides:
         model = context.make_model()
@@ -79,3 +80,41 @@ def load_outcome(state: State, folder: Path, context: RunContext, provides: froz
         model.eval()
     loaded = replace(state, model=model, scores=parts["scores"], groups=parts["groups"], findings=parts["findings"])
     return Outcome(loaded, record["history"]), float(record["seconds"])
+
+
+def checked_record(record: Any) -> dict[str, Any]:
+    """The content of outcome.json, as `save_outcome` writes it; raises ValueError for another one."""
+    kinds: dict[str, Any] = {"history": list, "findings": dict, "seconds": (int, float), "tensors": list}
+    if not isinstance(record, dict):
+        raise ValueError("outcome.json: expected a mapping")
+    for name, kind in kinds.items():
+        if not isinstance(record.get(name), kind):
+            raise ValueError(f"outcome.json: {name} is missing or damaged")
+    if not all(isinstance(row, dict) and {"stage", "epoch"} <= row.keys() for row in record["history"]):
+        raise ValueError("outcome.json: history is damaged")
+    return record
+
+
+def read_parts(folder: Path, names: Sequence[Any]) -> dict[str, Tensor]:
+    """`part.name` or `part.name/key` -> tensor; raises ValueError unless the file holds just these."""
+    if not names:
+        return {}
+    try:
+        tensors = load_file(folder / "tensors.safetensors")
+    except SafetensorError as error:
+        raise ValueError(f"tensors.safetensors: {error}") from None
+    if sorted(map(str, names)) != sorted(tensors) or any(name.partition(".")[0] not in PARTS for name in tensors):
+        raise ValueError("tensors.safetensors: holds other names than outcome.json")
+    # Copies: what was loaded is a map of the file, which would end this process if the file were cut off meanwhile.
+    return {str(name): tensors[name].clone() for name in names}
+
+
+def check_rows(part: str, name: str, tensor: Tensor, rows: int) -> None:
+    """Raises UserError for scores that are not float (N,), or groups that are not bool (N,)."""
+    if part == "findings":
+        return
+    right = tensor.is_floating_point() if part == "scores" else tensor.dtype == torch.bool
+    if not right or tensor.shape != (rows,):
+        raise ValueError(
+            f"{part}.{name}: expected a value for each of {rows} rows, got {tensor.dtype} {tuple(tensor.shape)}"
+        )

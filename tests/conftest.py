@@ -48,7 +48,7 @@ def read_json(folder: Path, name: str = "result.json") -> dict[str, Any]:
 def numbers(folder: Path) -> list[dict[str, Any]]:
     """The stages of a run without what may differ between equal runs: the time, and who trained it."""
     return [
-        {name: value for name, value in stage.items() if name not in ("seconds", "stored")}
+        {name: value for name, value in stage.items() if name not in ("seconds", "stored", "stored_with")}
         for stage in read_json(folder)["stages"]
     ]
 

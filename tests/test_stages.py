@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from backdoor.errors import UserError
+from backdoor.evaluation import Evaluator
 from backdoor.modules import Classifier
 from backdoor.stages import Fit, Outcome, Pipeline, Step, check_chain
-from backdoor.state import State
+from backdoor.state import State, Truth
 from backdoor.store import Store
 from conftest import QUICK, read_json
 from test_context import small_context, small_state
@@ -168,6 +169,39 @@ def test_a_stage_from_the_store_gives_the_same_model(tmp_path):
     assert made.history == loaded.history
     images = torch.rand(5, 1, 4, 4, generator=torch.Generator().manual_seed(0))
     assert torch.equal(made.state.model(images), loaded.state.model(images))
+
+
+@pytest.fixture
+def threads():
+    """Sets torch's threads, which are as before when the test ends."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def test_a_hit_that_was_made_with_other_threads_or_versions_is_said(tmp_path, threads, monkeypatch):
+    """Sums in another order give other digits; the key has neither, so that machines can share a store."""
+    stage = Fit(epochs=1, module=lambda **kwargs: Classifier(lr=0.1, **kwargs), batch_size=10)
+    said, ends = [], []
+
+    def run() -> dict:
+        chain = Pipeline(Store(tmp_path), small_context(say=said.append), keys={"train": "rows"}, common="same")
+        chain.run(small_state(), [Step("train", stage, "same")], ends.append)
+        test = Evaluator(Truth(small_state().train), monitor_images=0, precision="fp32", channels_last=False)
+        return test.stage(ends[-1])
+
+    threads(1)
+    assert "stored_with" not in run()
+    assert "stored_with" not in run()
+    assert said == []
+    threads(2)
+    assert run()["stored_with"] == {"threads": 1}
+    (line,) = said
+    assert line.startswith("train: from the store, made with threads 1 (here 2);")
+    threads(1)
+    monkeypatch.setattr("backdoor.stages.made_with.versions", lambda: {"torch": "99"})
+    assert run()["stored_with"] == {"torch": torch.__version__}
+    assert [end.hit for end in ends] == [False, True, True, True]
 
 
 def stored(folder) -> dict[str, bool]:

@@ -78,6 +78,8 @@ class Evaluator:
             entry["findings"] = finished.numbers()
         entry["seconds"] = round(finished.seconds, 2)
         entry["stored"] = finished.hit
+        if finished.stored_with:
+            entry["stored_with"] = dict(finished.stored_with)
         if finished.step.stage.control:
             entry["control"] = True
         return entry

@@ -29,7 +29,7 @@ from backdoor.state import Split, State
 from backdoor.store import Store, link_or_copy, write_json
 
 GALLERY = 8
-OF_ONE_STAGE = ("name", "seconds", "stored", "tried")  # never part of `final`
+OF_ONE_STAGE = ("name", "seconds", "stored", "stored_with", "tried")  # never part of `final`
 
 
 class Record:
@@ -74,7 +74,8 @@ class Record:
         """Keep what the attacker made: how long it took, what it found, and the triggers' tensors."""
         for finished in steps:
             name = finished.step.name
-            self.crafting.append({"name": name, "seconds": finished.seconds, "findings": finished.numbers()})
+            entry = {"name": name, "seconds": finished.seconds, "findings": finished.numbers()}
+            self.crafting.append(entry | ({"stored_with": dict(found)} if (found := finished.stored_with) else {}))
             if name != "victim":  # whose curves come with its row of the table
                 self.history += finished.history
         if tensors:

@@ -14,6 +14,7 @@ from backdoor.observing import stage_begins
 from backdoor.ranks import rank
 from backdoor.stages.artifact import load_outcome, save_outcome
 from backdoor.stages.base import Outcome, Stage
+from backdoor.stages.made_with import differing, made_with
 from backdoor.stages.view import context_for, merged, shown
 from backdoor.state import State
 from backdoor.store import Store, fingerprint
@@ -34,7 +35,12 @@ class Step:
 
 @dataclass(frozen=True)
 class Finished:
-    """A stage that has run, as the evaluator gets it; `before` is the state that it was handed."""
+    """A stage that has run, as the evaluator gets it.
+
+    Attributes:
+        before: the state that it was handed.
+        stored_with: what a stage from the store was made with (see `made_with`), as far as that differs from here.
+    """
 
     step: Step
     before: State
@@ -43,6 +49,7 @@ class Finished:
     hit: bool
     seconds: float
     history: list[dict[str, Any]] = field(default_factory=list)
+    stored_with: Mapping[str, Any] = field(default_factory=dict)
 
     def numbers(self) -> dict[str, float]:
         """The stage's own findings that are numbers."""
@@ -143,9 +150,23 @@ class Pipeline:
         def load(folder: Path) -> tuple[Outcome, float]:
             return load_outcome(before, folder, self.context, provides)
 
-        describe = {"stage": step.config, "common": self.common, "mark": step.mark}
+        here = made_with(self.context.hardware)
+        describe = {"stage": step.config, "common": self.common, "mark": step.mark, "with": here}
         (outcome, seconds), hit = self.store.fetch(kind_of(step), key, make=make, load=load, describe=describe)
         if not step.stage.control:
             self.keys.update(dict.fromkeys(provides, key))
         spent = seconds if hit else time.perf_counter() - started
-        return Finished(step, before, merged(state, outcome.state, provides), key, hit, spent, outcome.history)
+        other = self.other(step, key, here) if hit else {}
+        return Finished(step, before, merged(state, outcome.state, provides), key, hit, spent, outcome.history, other)
+
+    def other(self, step: Step, key: str, here: Mapping[str, Any]) -> dict[str, Any]:
+        """`Finished.stored_with` of a stage from the store; says so if there is any."""
+        about = self.store.about(kind_of(step), key)
+        found = differing(about.get("with") if isinstance(about, dict) else None, here)
+        if found:
+            listed = ", ".join(f"{name} {value} (here {here[name]})" for name, value in found.items())
+            self.context.say(
+                f"{step.name}: from the store, made with {listed}; its digits may differ from what would be trained "
+                "here (store.dir= another folder trains it anew)"
+            )
+        return found

@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from backdoor.results import Stamp, settled, stamp
+from backdoor.source import source_digest
 from backdoor.store import fingerprint
 
 # What every stage depends on, besides the attack and what ran before it.
@@ -61,11 +62,12 @@ def parts_of(cfg: DictConfig, stamp: Stamp = stamp) -> list[Part]:
 
 
 def part(group: str, name: str, inputs: Any, stage: Any, config: Mapping[str, Any]) -> Part:
-    """One part; `inputs`: all that its outcome depends on, as far as a config tells."""
+    """One part; `inputs`: all that its outcome depends on, as far as a config and the source that it names tell."""
     data, trainer = config["data"], config["trainer"]
     like = [group, without_seed(stage), config["model"], data.get("name"), data.get("limit"), data.get("image_size")]
     caps = [trainer[key] for key in ("device", "precision", "max_epochs", "max_batches", "devices") if key in trainer]
-    return Part(group, name, fingerprint([group, name, inputs]), fingerprint([like, caps]))
+    key = fingerprint([group, name, inputs, source_digest(inputs)])
+    return Part(group, name, key, fingerprint([like, caps]))
 
 
 def enabled(stages: Mapping[str, Any] | None) -> dict[str, Any]:

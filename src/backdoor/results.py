@@ -20,9 +20,11 @@ from omegaconf import DictConfig, OmegaConf
 from backdoor import __version__
 from backdoor.intact import clear, reason, set_aside
 from backdoor.report.records import SCHEMA
+from backdoor.source import source_digest
 from backdoor.store import META, Store, fingerprint, link_or_copy, seal, sealed, store_root, write_json
 
 KIND = "result"
+RUN = "backdoor.experiment"
 # They say where things go and what is shown, not what comes out.
 APART = ("store", "logger", "progress", "force")
 # Settings that name files; what lies there counts, not where.
@@ -73,8 +75,9 @@ def _stamped(value: Any, place: str, stamp: Stamp) -> Any:
 
 
 def result_key(cfg: DictConfig, stamp: Stamp = stamp) -> str:
-    """Of a job's result: its config, this package's version and the schema of its record."""
-    return fingerprint([__version__, SCHEMA, settled(cfg, stamp)])
+    """Of a job's result: its config, the source that makes, measures and draws it, and the schema of its record."""
+    config = settled(cfg, stamp)
+    return fingerprint([__version__, SCHEMA, config, source_digest(config, whole=RUN)])
 
 
 def find(cfg: DictConfig, stamp: Stamp = stamp) -> Path | None:

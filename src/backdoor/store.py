@@ -18,7 +18,7 @@ from backdoor.intact import Damaged, check_hashes, clear, hashes, reason, set_as
 from backdoor.locks import locked
 from backdoor.ranks import rank, share, wait_for_all
 
-FORMAT = 2  # part of every key: raise it when what a stage computes changes
+FORMAT = 2  # part of every key: raise it when what lies in an artifact changes its form
 WAIT_NOTICE_S = 2.0
 META = "artifact.json"
 

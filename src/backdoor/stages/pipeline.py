@@ -12,6 +12,7 @@ from backdoor.context import RunContext
 from backdoor.errors import UserError
 from backdoor.observing import stage_begins
 from backdoor.ranks import rank
+from backdoor.source import source_digest
 from backdoor.stages.artifact import load_outcome, save_outcome
 from backdoor.stages.base import Outcome, Stage
 from backdoor.stages.made_with import differing, made_with
@@ -84,12 +85,12 @@ def kind_of(step: Step) -> str:
 class Pipeline:
     """Runs stages over a state, fetching each one's outcome from the store if it is there.
 
-    A stage's key is its config, the run's seed, model and hardware, and the keys of just those inputs that it
-    requires. So a chain that does not look at the victim is shared by runs whose victims differ, and two defenses
-    that begin alike share their beginning. A stage that makes no use of one of those, say the model, names it in its
-    attribute `ignores` (a frozenset of names in `common`) and is then shared by runs that differ in it; one whose
-    attribute `reads` is `images` does not look at labels. Each stage is handed just that (see `shown`), so no key can
-    be too small.
+    A stage's key is its config, the source that computes it (see `source_digest`), the run's seed, model and hardware,
+    and the keys of just those inputs that it requires. So a chain that does not look at the victim is shared by runs
+    whose victims differ, and two defenses that begin alike share their beginning. A stage that makes no use of one of
+    those, say the model, names it in its attribute `ignores` (a frozenset of names in `common`) and is then shared by
+    runs that differ in it; one whose attribute `reads` is `images` does not look at labels. Each stage is handed just
+    that (see `shown`), so no key can be too small.
 
     Args:
         keys: name of an input (`train`, its `images` alone, `model`, ...) -> digest.
@@ -106,7 +107,8 @@ class Pipeline:
         inputs = {name: self.keys[name] for name in sorted({reads, *step.stage.requires})}
         ignored: frozenset[str] = getattr(step.stage, "ignores", frozenset())
         common = {name: self.common[name] for name in self.common if name not in ignored} if ignored else self.common
-        return fingerprint({"stage": step.config, "inputs": inputs, "common": common})
+        source = source_digest([step.config, common])
+        return fingerprint({"stage": step.config, "inputs": inputs, "common": common, "source": source})
 
     def stored(self, step: Step) -> bool:
         """Whether the outcome of a stage, given what ran before, is in the store."""

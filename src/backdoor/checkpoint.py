@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -21,6 +21,7 @@ from backdoor.numpy_scalars import numbers_allowed
 NESTED = ("state_dict", "model_state_dict", "model", "net")
 WRAPPERS = re.compile(r"^(?:module\.|model\.)")
 BESIDE = (bool, int, float, complex, str, type(None), np.generic)  # an epoch, an accuracy, a name: not the weights
+PREPROCESS = "preprocess."  # of the tensors of what cleans a model's input
 OPTIONAL = ("mean", "std")  # foreign checkpoints normalise outside the model
 
 
@@ -95,6 +96,15 @@ def uncompiled(name: str) -> str:
     return name.replace("_orig_mod.", "")
 
 
+def has_preprocess(path: Path, *, setting: str) -> bool:
+    """Whether the .safetensors file holds a model with an `ImageClassifier.preprocess`; raises as `load_weights`."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return any(name.startswith(PREPROCESS) for name in file.keys())  # noqa: SIM118  # it is no mapping
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{setting}={path}: not a readable safetensors file ({one_line(error)})") from None
+
+
 def check_architecture(own: Mapping[str, Tensor], given: Mapping[str, Tensor], source: str, model: str) -> None:
     """Raise the UserError that says how the checkpoint differs from the model, if it does."""
     classes = other_classes(own, given)
@@ -102,6 +112,12 @@ def check_architecture(own: Mapping[str, Tensor], given: Mapping[str, Tensor], s
         raise UserError(
             f"{source}: the checkpoint has {classes[1]} classes and the data {classes[0]}; choose the data= that it "
             "was trained on"
+        )
+    cleans = [name for name in given if name.startswith(PREPROCESS) and name not in own]
+    if cleans:
+        raise UserError(
+            f"{source}: holds a model that a defense gave a module for its input ({', '.join(cleans[:3])}), without "
+            "which it is another one; run that defense again to measure it, or choose the weights of an earlier stage"
         )
     problems = mismatches(own, given)
     if problems:

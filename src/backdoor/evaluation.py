@@ -76,6 +76,8 @@ class Evaluator:
             entry["tried"] = [self.monitor(model) for model in models]
         if finished.numbers():
             entry["findings"] = finished.numbers()
+        if finished.collapse is not None:
+            entry["collapsed"] = True
         entry["seconds"] = round(finished.seconds, 2)
         entry["stored"] = finished.hit
         if finished.stored_with:

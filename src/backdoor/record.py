@@ -29,7 +29,7 @@ from backdoor.state import Split, State
 from backdoor.store import Store, link_or_copy, write_json
 
 GALLERY = 8
-OF_ONE_STAGE = ("name", "seconds", "stored", "stored_with", "tried")  # never part of `final`
+OF_ONE_STAGE = ("name", "seconds", "stored", "stored_with", "tried", "collapsed")  # never part of `final`
 
 
 class Record:

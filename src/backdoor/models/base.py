@@ -23,6 +23,8 @@ class ImageClassifier(nn.Module):
             they are.
 
     Attributes:
+        preprocess: None, or a module that cleans images (B, C, H, W) in [0, 1] before all else (a purifier); saved
+            with the weights, and copied and trained along by the stages after.
         foreign_keys: (regular expression, replacement) pairs that turn the parameter names of well-known
             other code into ours, applied in order by `load_weights`.
 
@@ -33,6 +35,7 @@ class ImageClassifier(nn.Module):
     foreign_keys: tuple[tuple[str, str], ...] = ()
     mean: Tensor
     std: Tensor
+    preprocess: nn.Module | None
 
     def __init__(
         self,
@@ -53,11 +56,14 @@ class ImageClassifier(nn.Module):
             raise UserError(f"model.resize={resize}: expected a side of at least 1 pixel, or null")
         self.backbone, self.head = backbone, nn.Linear(width, num_classes)
         self.resize = resize
+        self.register_module("preprocess", None)
         self.register_buffer("mean", torch.tensor(list(mean), dtype=torch.float32).view(-1, 1, 1))
         self.register_buffer("std", torch.tensor(list(std), dtype=torch.float32).view(-1, 1, 1))
 
     def features(self, images: Tensor) -> Tensor:
         """float [0, 1] (B, C, H, W) -> penultimate features (B, D)."""
+        if self.preprocess is not None:
+            images = self.preprocess(images)
         side = self.resize
         if side is not None and images.shape[-2:] != (side, side):
             images = F.interpolate(images, size=(side, side), mode="bilinear", antialias=True, align_corners=False)

@@ -7,15 +7,15 @@ from typing import Any
 
 
 def shown_name(stage: Mapping[str, Any], gap: str = " ") -> str:
-    """The stage's name, marked as a control unless the name says so itself.
+    """The stage's name, marked as a control unless the name says so itself, and if the model has collapsed in it.
 
     Args:
-        stage: a row of result.json's `stages`: `name`, and a true `control` if it is one.
+        stage: a row of result.json's `stages`: `name`, and a true `control` or `collapsed`.
         gap: between the name and the mark.
     """
     name = str(stage["name"])
     marked = stage.get("control") and "control" not in name.lower()
-    return f"{name}{gap}(control)" if marked else name
+    return name + (f"{gap}(control)" if marked else "") + (f"{gap}(collapsed)" if stage.get("collapsed") else "")
 
 
 def model_name(config: Mapping[str, Any]) -> str:

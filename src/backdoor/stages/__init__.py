@@ -3,6 +3,19 @@
 from backdoor.stages.base import Draws, Outcome, Stage, Tries
 from backdoor.stages.fit import Fit
 from backdoor.stages.mark import Mark
+from backdoor.stages.network import Preprocesses
 from backdoor.stages.pipeline import Finished, Pipeline, Step, check_chain
 
-__all__ = ["Draws", "Finished", "Fit", "Mark", "Outcome", "Pipeline", "Stage", "Step", "Tries", "check_chain"]
+__all__ = [
+    "Draws",
+    "Finished",
+    "Fit",
+    "Mark",
+    "Outcome",
+    "Pipeline",
+    "Preprocesses",
+    "Stage",
+    "Step",
+    "Tries",
+    "check_chain",
+]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from backdoor.checkpoint import load_weights, save_tensors, save_weights
 from backdoor.context import RunContext
 from backdoor.stages.base import Outcome
+from backdoor.stages.collapse import is_collapse
 from backdoor.state import State
 from backdoor.store import write_json
 
@@ -48,12 +49,27 @@ def save_outcome(outcome: Outcome, provides: frozenset[str], folder: Path, *, se
         save_tensors(tensors, folder / "tensors.safetensors")
     write_json(
         folder / "outcome.json",
-        {"history": outcome.history, "findings": values, "seconds": seconds, "tensors": sorted(tensors)},
+        {
+            "history": outcome.history,
+            "findings": values,
+            "seconds": seconds,
+            "tensors": sorted(tensors),
+            **({"collapse": outcome.collapse} if outcome.collapse else {}),
+        },
     )
 
 
-def load_outcome(state: State, folder: Path, context: RunContext, provides: frozenset[str]) -> tuple[Outcome, float]:
+def load_outcome(
+    state: State,
+    folder: Path,
+    context: RunContext,
+    provides: frozenset[str],
+    network: Callable[[Path], nn.Module] | None = None,
+) -> tuple[Outcome, float]:
     """Read what `save_outcome` wrote, on top of the `state` that the stage started from.
+
+    Args:
+        network: makes the model for a file of weights; the run's own if None.
 
     Returns:
         The outcome, and the seconds that the stage took when it ran.
@@ -74,12 +90,12 @@ def load_outcome(state: State, folder: Path, context: RunContext, provides: froz
             parts[part][key] = tensor
     model = state.model
     if "model" in provides:
-        model = context.make_model()
+        model = context.make_model() if network is None else network(folder / "model.safetensors")
         load_weights(model, folder / "model.safetensors", setting="store.dir")
         model = context.place(model)
         model.eval()
     loaded = replace(state, model=model, scores=parts["scores"], groups=parts["groups"], findings=parts["findings"])
-    return Outcome(loaded, record["history"]), float(record["seconds"])
+    return Outcome(loaded, record["history"], record.get("collapse")), float(record["seconds"])
 
 
 def checked_record(record: Any) -> dict[str, Any]:
@@ -92,6 +108,8 @@ def checked_record(record: Any) -> dict[str, Any]:
             raise ValueError(f"outcome.json: {name} is missing or damaged")
     if not all(isinstance(row, dict) and {"stage", "epoch"} <= row.keys() for row in record["history"]):
         raise ValueError("outcome.json: history is damaged")
+    if not is_collapse(record.get("collapse")):
+        raise ValueError("outcome.json: collapse is damaged")
     return record
 
 

@@ -15,10 +15,14 @@ from backdoor.state import State
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a stage hands back: the new state and, for the record, one row a training epoch."""
+    """What a stage hands back: the new state and, for the record, one row a training epoch.
+
+    The pipeline adds `collapse`: the numbers of a model that the stage has destroyed, else None.
+    """
 
     state: State
     history: list[dict[str, Any]] = field(default_factory=list)
+    collapse: dict[str, float] | None = None
 
 
 class Stage(Protocol):

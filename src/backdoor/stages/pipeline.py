@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from backdoor.ranks import rank
 from backdoor.source import source_digest
 from backdoor.stages.artifact import load_outcome, save_outcome
 from backdoor.stages.base import Outcome, Stage
+from backdoor.stages.collapse import LINE, collapse
 from backdoor.stages.made_with import differing, made_with
+from backdoor.stages.network import check_kept, network_for
 from backdoor.stages.view import context_for, merged, shown
 from backdoor.state import State
 from backdoor.store import Store, fingerprint
@@ -51,6 +54,7 @@ class Finished:
     seconds: float
     history: list[dict[str, Any]] = field(default_factory=list)
     stored_with: Mapping[str, Any] = field(default_factory=dict)
+    collapse: dict[str, float] | None = None
 
     def numbers(self) -> dict[str, float]:
         """The stage's own findings that are numbers."""
@@ -146,20 +150,27 @@ class Pipeline:
         def make(work: Path) -> None:
             begun, context = time.perf_counter(), context_for(self.context, step.stage, step.name)
             outcome = step.stage.run(before, context, name=step.name, work=work)
+            if "model" in provides and outcome.state.model is not None:
+                check_kept(outcome.state.model, step.stage, before, self.context, name=step.name)
+                outcome = replace(outcome, collapse=collapse(step.stage, before, outcome.state, self.context))
             if rank() == 0:
                 save_outcome(outcome, provides, work, seconds=time.perf_counter() - begun)
 
         def load(folder: Path) -> tuple[Outcome, float]:
-            return load_outcome(before, folder, self.context, provides)
+            network = partial(network_for, step.stage, before, self.context)
+            return load_outcome(before, folder, self.context, provides, network)
 
         here = made_with(self.context.hardware)
         describe = {"stage": step.config, "common": self.common, "mark": step.mark, "with": here}
         (outcome, seconds), hit = self.store.fetch(kind_of(step), key, make=make, load=load, describe=describe)
+        if outcome.collapse is not None:
+            self.context.say(LINE.format(name=step.name, **outcome.collapse))
         if not step.stage.control:
             self.keys.update(dict.fromkeys(provides, key))
         spent = seconds if hit else time.perf_counter() - started
         other = self.other(step, key, here) if hit else {}
-        return Finished(step, before, merged(state, outcome.state, provides), key, hit, spent, outcome.history, other)
+        end = merged(state, outcome.state, provides)
+        return Finished(step, before, end, key, hit, spent, outcome.history, other, outcome.collapse)
 
     def other(self, step: Step, key: str, here: Mapping[str, Any]) -> dict[str, Any]:
         """`Finished.stored_with` of a stage from the store; says so if there is any."""

@@ -88,6 +88,7 @@ def test_a_wheel_made_from_the_sdist_is_the_same(wheel: Path, tmp_path: Path) ->
         "README.md",
         "Makefile",
         "CITATION.cff",
+        "constraints.txt",
         "tests",
         "conf/config.yaml",
         "pyproject.toml",
@@ -116,7 +117,8 @@ def test_versions_agree() -> None:
 def test_make_refuses_an_old_python(tmp_path: Path) -> None:
     """With a stand-in for the interpreter: this one, told that it is older."""
     (tmp_path / "Makefile").write_bytes((ROOT / "Makefile").read_bytes())
-    (tmp_path / "pyproject.toml").touch()
+    for name in ("pyproject.toml", "constraints.txt"):
+        (tmp_path / name).touch()
     old = tmp_path / "python3.10"
     code = "import sys; sys.version_info = (3, 10, 1); exec(sys.argv[2])"
     old.write_text(f"#!/bin/sh\nexec '{sys.executable}' -c '{code}' \"$@\"\n")

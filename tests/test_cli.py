@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 
 from backdoor import cli_check, cli_errors
 from backdoor.errors import UserError
+from backdoor.sweep_jobs import expand
 from helpers_cli import PROGRAM, SRC, program
 
 MISTAKES = {
@@ -176,7 +177,7 @@ def test_a_read_only_disk_is_told() -> None:
 
 
 def test_expand_is_the_product_in_the_order_hydra_runs_it() -> None:
-    jobs = list(cli_check.expand(["a=1,2", "b=[1,2]", "c=choice(x,y)", "d='p,q'"]))
+    jobs = list(expand(["a=1,2", "b=[1,2]", "c=choice(x,y)", "d='p,q'"]))
     assert jobs == [[f"a={a}", "b=[1,2]", f"c={c}", "d='p,q'"] for a in (1, 2) for c in "xy"]
 
 

@@ -111,8 +111,18 @@ def test_a_job_that_others_finished_meanwhile_is_not_run(swept, runs, tmp_path, 
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir())[0] == NAMES[0]
 
 
+def test_a_job_that_is_not_composed_before_has_its_own_number(command, tmp_path, monkeypatch):
+    monkeypatch.setattr("backdoor.cli.MAX_CHECKED_JOBS", 2)
+    words = ("-m", *QUICK, "defense=none", f"hydra.sweep.dir={tmp_path / 'sweep'}")
+    for seeds in ("1", "1,2,3"):  # the first is in the store then
+        status, _, said = command(*words, f"seed={seeds}", cache=tmp_path / "cache")
+        assert status == 0, said
+    seeds = [read_json(tmp_path / "sweep" / f"{number}-badnets-none")["seed"] for number in range(3)]
+    assert seeds == [1, 2, 3]
+
+
 def test_an_unknown_key_of_a_sweep_is_told(command):
-    status, _, said = command("-m", "experiment=smoke_grid", "+hydra.sweeper.params.atack=badnets,sig")
+    status, _, said = command("-m", "experiment=smoke_grid", "+hydra.sweeper.params.atack='badnets,sig'")
     assert status == 2
     assert "did you mean 'attack'" in said
 

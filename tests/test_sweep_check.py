@@ -15,7 +15,7 @@ from backdoor.attacks import External, PoisonPlan
 from backdoor.cli_check import check_job, read_command, waits_for_hydra
 from backdoor.data import Arrays, Digits
 from backdoor.experiment import check
-from backdoor.sweep import all_words
+from backdoor.sweep_jobs import all_words
 from conftest import QUICK, RunCli, read_json
 
 SWEEP = ("-m", *QUICK, "data=digits", "defense=none", "seed=3")

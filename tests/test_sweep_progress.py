@@ -20,7 +20,8 @@ import pytest
 from rich.console import Console
 
 from backdoor.interrupts import Stopped
-from backdoor.sweep_progress import NOTES, REFRESH_S, SCREEN, Progress, clock, noted, watching, write_note
+from backdoor.sweep_notes import NOTES, SCREEN, write_note
+from backdoor.sweep_progress import REFRESH_S, Progress, clock, noted, watching
 from conftest import QUICK
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo terminal")

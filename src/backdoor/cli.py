@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import textwrap
@@ -25,6 +24,7 @@ from backdoor.cli_check import (
     Job,
     check_config,
     check_job,
+    check_names,
     read_command,
     waits_for_hydra,
 )
@@ -36,8 +36,9 @@ from backdoor.finished import adopt, run_words
 from backdoor.interrupts import Stopped, stop_of, stoppable
 from backdoor.list import groups
 from backdoor.plugins import package_dirs, register
-from backdoor.results import find, reuse
-from backdoor.sweep import KEPT, all_words, closing_lines, kept_results, run_sweep, shown_folder
+from backdoor.results import final_of, find, objective_of, reuse
+from backdoor.sweep import KEPT, closing_lines, kept_results, run_search, run_sweep, shown_folder
+from backdoor.sweep_jobs import all_words, is_basic, sweeper_of
 from backdoor.sweep_progress import noted
 
 FAILED = 1
@@ -87,6 +88,8 @@ def obey(program: str, config: str) -> int:
         if command.sweep and command.composable:
             return sweep(command, program, checked)
         checked.append(command)
+        if command.names_places and command.composable:
+            check_names(command.compose(command.overrides))  # Hydra itself makes the folder before a job can look
         # Hydra's own list for --help would name the parts that choices are made of as well.
         OmegaConf.register_new_resolver("choices", lambda: choices_text(command), replace=True)
         sys.argv[1:] = command.argv
@@ -105,7 +108,12 @@ def sweep(command: Command, program: str, checked: list[Command]) -> int:
         checked: gets each job's command before it is composed.
     """
     checked.append(replace(command, sweep=False))
-    words = all_words(command)
+    sweeper = sweeper_of(command)
+    if not is_basic(sweeper):
+        counts, place = run_search(command, job_of(program))
+        print(f"{counts or 'no jobs'}\nFolder: {os.path.relpath(place)}", flush=True)
+        return 0
+    words = all_words(command, sweeper)
     composer, jobs = Composer(command), []
     for one in words[:MAX_CHECKED_JOBS]:
         checked.append(replace(command, overrides=one, sweep=False))
@@ -125,14 +133,6 @@ def sweep(command: Command, program: str, checked: list[Command]) -> int:
         return 0
     print(f"error: {len(failed)} of {len(ended)} jobs failed; the first: {failed[0].why}", file=sys.stderr)
     return USER_ERROR if all(one.mistake for one in failed) else FAILED
-
-
-def final_of(folder: Path) -> dict[str, Any]:
-    """What a job's result.json says of its end; empty without one, as after a preview."""
-    try:
-        return dict(json.loads((folder / "result.json").read_text())["final"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
 
 
 def check_values(jobs: Sequence[tuple[int, Command, Job]], program: str) -> None:
@@ -183,29 +183,32 @@ def _answer(error: Exception, checked: Sequence[Command], full: bool) -> int:
     return USER_ERROR
 
 
-def job_of(program: str) -> Callable[[DictConfig], str | None]:
+def job_of(program: str) -> Callable[[DictConfig], Any]:
     """What Hydra calls for one job: check its config, then run the program.
 
     In a sweep, a job that another process has finished meanwhile is not run, and whatever a job raises becomes one of
     two plain errors, which can be sent from a worker process.
     """
 
-    def run_job(cfg: DictConfig) -> str | None:
+    def run_job(cfg: DictConfig) -> Any:
         hydra_cfg = HydraConfig.get()
         if hydra_cfg.mode != RunMode.MULTIRUN:
             return run_one(cfg, False)
         with noted(Path(hydra_cfg.sweep.dir), hydra_cfg.job.num, Path(hydra_cfg.runtime.output_dir)):
             return run_one(cfg, True)
 
-    def run_one(cfg: DictConfig, multirun: bool) -> str | None:
+    def run_one(cfg: DictConfig, multirun: bool) -> Any:
         try:
             cfg = adopt(cfg, HydraConfig.get().overrides.task)
             check_config(cfg)
             folder = Path(HydraConfig.get().runtime.output_dir)
             kept = find(cfg) if multirun else None
-            if kept is not None and reuse(kept, cfg, folder):
-                return KEPT
-            import_module(program).run(cfg)
+            again = kept is not None and reuse(kept, cfg, folder)
+            if not again:
+                import_module(program).run(cfg)
+            if multirun and not is_basic(HydraConfig.get().sweeper):
+                return objective_of(folder, OmegaConf.select(cfg, "objective", default="c_acc"))
+            return KEPT if again else None
         except Exception as error:
             line = explain(error)
             if multirun:
@@ -217,7 +220,6 @@ def job_of(program: str) -> Callable[[DictConfig], str | None]:
             if line is not None:
                 raise _JobError(error) from None
             raise
-        return None
 
     return run_job
 

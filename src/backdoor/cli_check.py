@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
-import itertools
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,6 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra._internal.utils import get_args_parser
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import InterpolationResolutionError
@@ -25,6 +23,10 @@ from backdoor.finished import adopt
 
 # Composing takes about 0.1 s a job; past this many, a job is checked as it starts.
 MAX_CHECKED_JOBS = 256
+NAMED = ("data.name", "attack.name", "defense.name")
+KEYED = ("attack.stages", "attack.groups", "defense.stages")
+# Surrogates stand for bytes that are no UTF-8.
+PLAIN_PART = re.compile(r"(?!\.\.?$)[^/\\\x00-\x1f\x7f\ud800-\udfff]+")
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,11 @@ class Command:
         return None
 
     @property
+    def names_places(self) -> bool:
+        """Whether a word of a single run gives a name that its folder may be called by."""
+        return not self.sweep and any(word.partition("=")[0].lstrip("+") in NAMED for word in self.overrides)
+
+    @property
     def composable(self) -> bool:
         """Whether `compose` sees the same folders as the run itself will."""
         own_search = any(word.lstrip("+").startswith("hydra.searchpath=") for word in self.overrides)
@@ -136,23 +143,6 @@ def _flag_error(argv: Sequence[str], said: str) -> str:
     return f"{flag}: no such flag; options are written without dashes ({example}), flags are listed by --help"
 
 
-def expand(words: Sequence[str]) -> Iterator[list[str]]:
-    """The overrides of each job of a sweep: every combination of the comma-separated values.
-
-    >>> list(expand(["attack=badnets,sig", "seed=1"]))
-    [['attack=badnets', 'seed=1'], ['attack=sig', 'seed=1']]
-    """
-    axes: dict[str, list[str]] = {}
-    for override in OverridesParser.create().parse_overrides(list(words)):
-        key = override.get_key_element()
-        if override.is_sweep_override() and override.is_discrete_sweep():
-            axes[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
-        elif not override.is_sweep_override():  # an interval is drawn by the sweeper, later
-            axes[key] = [str(override.input_line)]
-    for words_of_job in itertools.product(*axes.values()):
-        yield list(words_of_job)
-
-
 def check_job(job: Command, compose: Callable[[Sequence[str]], DictConfig] | None = None) -> Job:
     """Compose one job's config and check it, so that the tenth job cannot fail after nine have trained.
 
@@ -178,11 +168,28 @@ def waits_for_hydra(error: BaseException) -> bool:
     return "HydraConfig was not set" in str(error) or (cause is not None and waits_for_hydra(cause))
 
 
-def check_config(cfg: DictConfig) -> None:
-    """Every value is there and can be resolved.
+def check_names(cfg: DictConfig) -> None:
+    """What folders and files are named by is a plain part of a path.
 
     Raises:
-        UserError: a required value (`???`) was not given, or `${...}` leads nowhere.
+        UserError: a name that would lead elsewhere.
+    """
+    names = {key: OmegaConf.select(cfg, key) for key in NAMED}
+    for key in KEYED:
+        names |= {f"{key}.{name}": name for name in OmegaConf.select(cfg, key) or ()}
+    for key, name in names.items():
+        if name is not None and not PLAIN_PART.fullmatch(str(name)):
+            raise UserError(
+                f"{key}={str(name)!a}: folders and files are named by it; expected a name without / and \\, control "
+                "characters, and not . or .."
+            )
+
+
+def check_config(cfg: DictConfig) -> None:
+    """Every value is there and can be resolved, and names are names.
+
+    Raises:
+        UserError: a required value (`???`) was not given, or `${...}` leads nowhere; or as `check_names`.
     """
     missing = []
     for node, key in _leaves(cfg):
@@ -193,6 +200,7 @@ def check_config(cfg: DictConfig) -> None:
     if missing:
         more = f" (and so are {', '.join(missing[1:])})" if missing[1:] else ""
         raise UserError(f"{missing[0]}: required, and no value was given; add {missing[0]}=VALUE{more}")
+    check_names(cfg)
 
 
 def _leaves(node: DictConfig | ListConfig) -> Iterator[tuple[DictConfig | ListConfig, Any]]:

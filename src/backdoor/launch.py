@@ -27,7 +27,7 @@ from backdoor.cli_errors import explain
 from backdoor.errors import UserError
 from backdoor.interrupts import Stopped, ending
 from backdoor.store import write_json
-from backdoor.sweep_progress import note_end, screen_of
+from backdoor.sweep_notes import note_end, screen_of
 from backdoor.workers import end_without, environment_of
 
 JOB = "job.yaml"

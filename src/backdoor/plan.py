@@ -26,7 +26,7 @@ from backdoor.finished import run_words
 from backdoor.parts import Part, parts_of
 from backdoor.results import find, stamp
 from backdoor.store import META, store_root
-from backdoor.sweep import all_words
+from backdoor.sweep_jobs import all_words
 from backdoor.workers import slots_of
 
 TOLD_EVERY = 500

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from backdoor import __version__
+from backdoor.errors import UserError, suggest
 from backdoor.intact import clear, reason, set_aside
 from backdoor.report.records import SCHEMA
 from backdoor.source import source_digest
@@ -26,7 +27,7 @@ from backdoor.store import META, Store, fingerprint, link_or_copy, seal, sealed,
 KIND = "result"
 RUN = "backdoor.experiment"
 # They say where things go and what is shown, not what comes out.
-APART = ("store", "logger", "progress", "force")
+APART = ("store", "logger", "progress", "force", "objective")
 # Settings that name files; what lies there counts, not where.
 NAMED = frozenset(
     ["data.root", "data.train", "data.test"]
@@ -160,3 +161,29 @@ def _replace(source: Path, target: Path, copy: Callable[[Path, Path], Any]) -> N
     temporary = target.with_name(target.name + ".tmp")
     copy(source, temporary)
     os.replace(temporary, target)
+
+
+def final_of(folder: Path) -> dict[str, Any]:
+    """What a job's result.json says of its end; empty without one, as after a preview."""
+    try:
+        return dict(json.loads((folder / "result.json").read_text())["final"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def objective_of(folder: Path, names: Any) -> float | list[float]:
+    """What a job is worth to a sweeper that searches: of its `final`, `asr`, `detection.auroc`, or a list of such.
+
+    Raises:
+        UserError: the job has measured no such thing.
+    """
+    if isinstance(names, Sequence) and not isinstance(names, str):
+        return [float(objective_of(folder, name)) for name in names]  # type: ignore[arg-type]
+    final = final_of(folder)
+    value: Any = final
+    for name in str(names).split("."):
+        value = value.get(name) if isinstance(value, dict) else None
+    if type(value) not in (int, float):
+        known = [name for name, one in final.items() if type(one) in (int, float)]
+        raise UserError(f"objective={names}: the job has measured no such number; {suggest(str(names), known)}")
+    return float(value)

@@ -17,14 +17,18 @@ from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus, setup_globals
+from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from backdoor.cli_check import Command, Job, expand
-from backdoor.errors import UserError
+from backdoor.cli_check import Command, Job
+from backdoor.errors import UserError, check_whole
 from backdoor.results import find, reuse, stamp
-from backdoor.sweep_progress import ENDS, watching
+from backdoor.sweep_folders import check_folders, folder_of_sweep, make_folder
+from backdoor.sweep_jobs import changing_words, own_words, quoted
+from backdoor.sweep_notes import ENDS
+from backdoor.sweep_progress import watching
 
 KEPT = "from the store"
 Task = Callable[[DictConfig], Any]
@@ -52,36 +56,6 @@ class Ended:
     def whole(self) -> bool:
         """Whether it has come to its end."""
         return self.state in ("done", KEPT)
-
-
-def all_words(command: Command) -> list[tuple[str, ...]]:
-    """The overrides of every job, victims first: `hydra.sweeper.params` of the config, then the command line's.
-
-    Raises:
-        HydraException: the first job cannot be composed, by which the params are found.
-    """
-    words = [word for word in command.overrides if word != "hydra.mode=MULTIRUN"]
-    first = command.compose(next(expand(words)))
-    params = OmegaConf.select(first, "hydra.sweeper.params") or {}
-    return victims_first([tuple(job) for job in expand([*(f"{key}={value}" for key, value in params.items()), *words])])
-
-
-def victims_first(jobs: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
-    """The jobs, those first that train another victim than all before them, as far as their words tell.
-
-    Jobs that differ in their defense alone share a victim, unless the defense sets rows aside. So workers that start
-    together train different victims, and nobody waits for one while there is other work.
-
-    >>> victims_first([("a=1", "defense=ft"), ("a=1", "defense=abl"), ("a=2", "defense=ft"), ("a=2", "defense=abl")])
-    [('a=1', 'defense=ft'), ('a=2', 'defense=ft'), ('a=1', 'defense=abl'), ('a=2', 'defense=abl')]
-    """
-    seen: Counter[tuple[str, ...]] = Counter()
-    ranks = []
-    for words in jobs:
-        attacked = tuple(word for word in words if not word.lstrip("+~").startswith("defense"))
-        ranks.append(seen[attacked])
-        seen[attacked] += 1
-    return [words for _, words in sorted(zip(ranks, jobs, strict=True), key=lambda pair: pair[0])]
 
 
 def kept_results(jobs: Sequence[Job]) -> list[Path | None]:
@@ -124,12 +98,12 @@ def run_sweep(
     """
     setup_globals()
     with hydra_of(command, words[0]) as (context, master):
-        sweep_dir = Path(str(master.hydra.sweep.dir))  # resolved here first: all jobs get this very time
         launcher = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=task, config=master)
-        sweep_dir.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(master, sweep_dir / "multirun.yaml")
-        ended: dict[int, Ended] = {}
+        sweep_dir = folder_of_sweep(master)
         folders = {number: folder_of(job, number, master) for number, job in enumerate(jobs)}
+        check_folders(sweep_dir, folders)
+        make_folder(sweep_dir, master)
+        ended: dict[int, Ended] = {}
         for number, (job, found) in enumerate(zip(jobs, kept, strict=True)):
             folder = folders[number]
             if found is not None and folder is not None and reuse(found, job.cfg, folder):
@@ -138,11 +112,42 @@ def run_sweep(
         rest = [number for number in range(len(words)) if number not in ended]
         batch = [launch_words(words[number], folders.get(number), sweep_dir) for number in rest]
         names = [" ".join(one) for one in changing_words([words[number] for number in rest])]
-        with watching(sweep_dir, names, separate=not isinstance(launcher, BasicLauncher)) as progress:
-            returns = launcher.launch(batch, initial_job_idx=0) if batch else ()
-        for place, (number, one) in enumerate(zip(rest, returns, strict=True)):
+        # Those past `jobs`, which nobody has told their folder, are the last ones and so get their own number.
+        first = len(words) - len(rest)
+        separate = not isinstance(launcher, BasicLauncher)
+        with watching(sweep_dir, names, separate=separate, first=first) as progress:
+            returns = list(launch(launcher, batch, first, master.hydra.sweeper.get("max_batch_size")))
+        for place, (number, one) in enumerate(zip(rest, returns, strict=True), start=first):
             ended[number] = ended_of(words[number], one, progress.ended.get(place, "failed"))
     return [ended[number] for number in range(len(words))]
+
+
+def launch(launcher: Launcher, batch: Sequence[list[str]], first: int, size: int | None) -> Iterator[JobReturn]:
+    """How each job of the batch ended; `hydra.sweeper.max_batch_size` of them are given to the launcher at a time.
+
+    Raises:
+        UserError: that number is below 1.
+    """
+    if size is not None:
+        check_whole({"hydra.sweeper.max_batch_size": size})
+    for at in range(0, len(batch), size or max(1, len(batch))):
+        yield from launcher.launch(batch[at : at + (size or len(batch))], initial_job_idx=first + at)
+
+
+def run_search(command: Command, task: Task) -> tuple[str, Path]:
+    """Let another sweeper than Hydra's grid choose the jobs; how many ended how, and the sweep's folder.
+
+    Raises:
+        UserError: what ends the sweeper of it.
+    """
+    setup_globals()
+    with hydra_of(command, own_words(command.overrides)) as (context, master):
+        sweeper = Plugins.instance().instantiate_sweeper(hydra_context=context, task_function=task, config=master)
+        sweep_dir = folder_of_sweep(master)
+        make_folder(sweep_dir, master)
+        with watching(sweep_dir, (), separate=False) as progress:
+            sweeper.sweep(arguments=list(master.hydra.overrides.task))
+    return progress.counts(), sweep_dir
 
 
 def folder_of(job: Job, number: int, master: DictConfig) -> Path | None:
@@ -162,8 +167,7 @@ def launch_words(words: Sequence[str], folder: Path | None, sweep_dir: Path) -> 
     own = [word for word in words if not is_hydras(word)]
     if folder is None or not folder.is_relative_to(sweep_dir):
         return own
-    quoted = str(folder.relative_to(sweep_dir)).replace("\\", "\\\\").replace("'", "\\'")
-    return [*own, f"hydra.sweep.subdir='{quoted}'"]
+    return [*own, f"hydra.sweep.subdir={quoted(folder.relative_to(sweep_dir))}"]
 
 
 def is_hydras(word: str) -> bool:
@@ -212,12 +216,6 @@ def closing_lines(ended: Sequence[Ended], results: Mapping[int, Mapping[str, Any
     counts = Counter(one.state for one in ended)
     summary = ", ".join(f"{counts[state]:,} {state}" for state in ("done", KEPT, *ENDS[1:]) if counts[state])
     return [*lines, f"{len(ended):,} jobs: {summary}"]
-
-
-def changing_words(jobs: Sequence[Sequence[str]]) -> list[list[str]]:
-    """The words of each job that not all have."""
-    counts = Counter(word for words in jobs for word in set(words))
-    return [[word for word in words if counts[word] < len(jobs)] for words in jobs]
 
 
 def shown_folder(ended: Sequence[Ended]) -> str:

@@ -7,7 +7,6 @@ launcher that runs them in this very process leaves the screen to the job's own 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import socket
@@ -28,19 +27,21 @@ from rich.table import Table
 from rich.text import Text
 
 from backdoor.interrupts import ending, stop_of
-from backdoor.store import write_json
+from backdoor.sweep_folders import check_below, claim
+from backdoor.sweep_notes import ENDS, KNOWN, NOTES, OWNER, PLAN, alive, note_end, read, screen_of, write_note
 
-NOTES, PLAN = ".jobs", "sweep.json"
-SCREEN = "console.log"  # what a job in a process of its own prints, while the sweep's lines have the terminal
 REFRESH_S = 0.5
-ENDS = ("done", "failed", "interrupted")
-KNOWN = {"pid", "host", "folder", "since"}
-OWNER = "BACKDOOR_SWEEP_SCREEN"  # the process that has the terminal
 
 
 @contextmanager
 def noted(sweep_dir: Path, number: int, folder: Path) -> Iterator[None]:
-    """Around a job of a sweep: leaves word of it, and keeps what it prints out of the sweep's lines."""
+    """Around a job of a sweep: leaves word of it, and keeps what it prints out of the sweep's lines.
+
+    Raises:
+        UserError: the folder is another job's, or does not lie below the sweep's.
+    """
+    check_below(sweep_dir, number, folder)
+    claim(sweep_dir, number, folder)
     announce(sweep_dir, number)
     note = {"folder": str(folder), "host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}
     write_note(sweep_dir, number, {**note, "state": "running"})
@@ -57,34 +58,9 @@ def announce(sweep_dir: Path, number: int) -> None:
     """Before a job in the sweep's own process, whose bars have the screen: a line that says how far the sweep is."""
     plan = read(sweep_dir / NOTES / PLAN)
     if plan.get("pid") == os.getpid() and not quiet(Console()):
-        progress = Progress(sweep_dir, plan["jobs"], plan["started"])
+        progress = Progress(sweep_dir, plan["jobs"], plan["started"], plan["first"])
         progress.look()
-        print(f"job {number}: {progress.jobs[number]}  ({progress.summary()})", flush=True)
-
-
-def write_note(sweep_dir: Path, name: int | str, note: dict[str, Any]) -> None:
-    """Replace a note at once; a full disk is the job's trouble, not the display's."""
-    path = sweep_dir / NOTES / f"{name}.json"
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(f".{os.getpid()}")
-        part.write_text(json.dumps(note))
-        os.replace(part, path)
-
-
-@contextmanager
-def screen_of(folder: Path) -> Iterator[None]:
-    """What is printed inside goes to a file in `folder`, if another process has the terminal."""
-    if os.environ.get(OWNER, "") in ("", str(os.getpid())):
-        yield
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    with (
-        open(folder / SCREEN, "a", buffering=1) as screen,
-        contextlib.redirect_stdout(screen),
-        contextlib.redirect_stderr(screen),
-    ):
-        yield
+        print(f"job {number}: {progress.name(number)}  ({progress.summary()})", flush=True)
 
 
 @dataclass
@@ -92,7 +68,8 @@ class Progress:
     """What the notes of a sweep say.
 
     Attributes:
-        jobs: what each launched job is called, in the order of the launch.
+        jobs: what each launched job is called, in the order of the launch; empty if that is not known before.
+        first: the first one's number.
         left: number -> note of the jobs that have begun and not ended.
         running: those of them whose process is there.
         ended: number -> one of `ENDS`.
@@ -101,6 +78,7 @@ class Progress:
     sweep_dir: Path
     jobs: Sequence[str]
     started: float = field(default_factory=time.time)
+    first: int = 0
     left: dict[int, dict[str, Any]] = field(default_factory=dict)
     running: dict[int, dict[str, Any]] = field(default_factory=dict)
     ended: dict[int, str] = field(default_factory=dict)
@@ -120,10 +98,18 @@ class Progress:
                     self.left[int(name)] = note
         self.running = {number: note for number, note in self.left.items() if alive(note)}
 
+    def name(self, number: int) -> str:
+        """What a job is called."""
+        place = number - self.first
+        return self.jobs[place] if 0 <= place < len(self.jobs) else ""
+
     def summary(self) -> str:
         """Jobs ended of all, those of them that are not done, and the time left if the others take as long."""
         ended, bad = len(self.ended), self.counts(ENDS[1:])
-        parts = [f"{ended:,} of {len(self.jobs):,} jobs done", *([bad] if bad else [])]
+        parts = [
+            f"{ended:,} of {len(self.jobs):,} jobs done" if self.jobs else f"{ended:,} jobs done",
+            *([bad] if bad else []),
+        ]
         if 0 < ended < len(self.jobs):
             left = (time.time() - self.started) / ended * (len(self.jobs) - ended)
             parts.append(f"about {clock(left)} left")
@@ -141,33 +127,11 @@ class Progress:
             status = read(Path(note["folder"]) / "status.json")
             stage = " ".join(str(status[key]) for key in ("stage", "epoch") if key in status)
             since = clock(time.time() - note["since"])
-            table.add_row(f"{number:>4}", Text(self.jobs[number]), Text(stage), since, style="dim" if not stage else "")
+            table.add_row(f"{number:>4}", Text(self.name(number)), Text(stage), since, style="dim" if not stage else "")
         bar = ProgressBar(total=max(1, len(self.jobs)), completed=len(self.ended), width=30)
         last = Table.grid(padding=(0, 2))
         last.add_row(bar, self.summary())
         return Group(table, last)
-
-
-def read(path: Path) -> dict[str, Any]:
-    """A small JSON file; empty if it cannot be read just now."""
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def alive(note: dict[str, Any]) -> bool:
-    """Whether the job's process may still be there; one on another machine is taken at its word."""
-    if note["host"] != socket.gethostname():
-        return True
-    try:
-        os.kill(int(note["pid"]), 0)
-    except (ProcessLookupError, ValueError):
-        return False
-    except PermissionError:
-        pass
-    return True
 
 
 def clock(seconds: float) -> str:
@@ -182,18 +146,20 @@ def quiet(console: Console) -> bool:
 
 @contextmanager
 def watching(
-    sweep_dir: Path, jobs: Sequence[str], *, separate: bool, console: Console | None = None
+    sweep_dir: Path, jobs: Sequence[str], *, separate: bool, first: int = 0, console: Console | None = None
 ) -> Iterator[Progress]:
     """Shows the sweep's progress while the launcher works.
 
     Args:
         jobs: names of the launched jobs, in the launch's order.
+        first: the number of the first of them.
         separate: they run in processes of their own. Else there is a line before each job (see `announce`).
         console: where to draw; the standard output if None.
     """
     shutil.rmtree(sweep_dir / NOTES, ignore_errors=True)  # of a sweep into the same folder that was killed
-    progress, console = Progress(sweep_dir, jobs), console or Console()
-    write_note(sweep_dir, Path(PLAN).stem, {"pid": os.getpid(), "started": progress.started, "jobs": list(jobs)})
+    progress, console = Progress(sweep_dir, jobs, first=first), console or Console()
+    plan = {"pid": os.getpid(), "started": progress.started, "jobs": list(jobs), "first": first}
+    write_note(sweep_dir, Path(PLAN).stem, plan)
     try:
         with drawn(progress, console) if separate and not quiet(console) else contextlib.nullcontext():
             yield progress
@@ -201,7 +167,8 @@ def watching(
     except BaseException as error:
         close_open(progress, ending(error))
         if stop_of(error) is not None:
-            print(f"{progress.counts() or 'none begun'} of {len(jobs):,} jobs; the same command goes on", flush=True)
+            several = f" of {len(jobs):,} jobs" if jobs else ""
+            print(f"{progress.counts() or 'none begun'}{several}; the same command goes on", flush=True)
         raise
     finally:
         shutil.rmtree(sweep_dir / NOTES, ignore_errors=True)
@@ -214,12 +181,6 @@ def close_open(progress: Progress, end: dict[str, str]) -> None:
         if read(Path(note["folder"]) / "status.json").get("state", "running") == "running":
             note_end(Path(note["folder"]), end)
         progress.ended[number] = end["state"]
-
-
-def note_end(folder: Path, end: dict[str, str]) -> None:
-    """status.json says how the job ended, for a process that could not or that knows of others' end alone."""
-    with contextlib.suppress(OSError):  # a full disk, which the end may be about
-        write_json(folder / "status.json", {"state": "", "victim": "none"} | read(folder / "status.json") | end)
 
 
 @contextmanager

@@ -19,7 +19,7 @@ METRICS = ("c_acc", "c_acc_non_target", "asr", "r_acc", "der")
 FOUND = ("precision", "recall", "fpr", "f1", "auroc")
 TEXTS = ("data", "model", "attack", "defense", "started")
 # Runs whose configs differ in nothing else are the same experiment, made with another seed or on another machine.
-INCIDENTAL = ("seed", "store", "logger", "progress", "threads")
+INCIDENTAL = ("seed", "store", "logger", "progress", "threads", "objective")
 WATCHING = ("monitor_images", "checkpoint_s")  # of the trainer: how often it is looked at, and saved
 
 Row = dict[str, Any]

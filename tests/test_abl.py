@@ -127,6 +127,22 @@ def test_joint_loss_by_hand(monkeypatch):
     assert masked_mean(losses, torch.zeros(8, dtype=torch.bool)).item() == 0.0
 
 
+def test_joint_ascent_lets_go_of_a_row_at_the_ceiling(monkeypatch):
+    state = tiny_state()
+    losses = torch.tensor([1.0, 0.5, 0.5, 3.0, 0.5, 0.5, 0.5, 0.5], requires_grad=True)
+    monkeypatch.setattr(F, "cross_entropy", lambda *args, **kwargs: losses)
+    for ceiling, value, slope in ((2.0, 0.5 - 1.5, [-0.5, 0.0]), (None, 0.5 - 2.0, [-0.5, -0.5])):
+        module, losses.grad = JointAscent(model=Tiny(), state=state, lr=0.1, ceiling=ceiling), None
+        monkeypatch.setattr(module, "log_dict", lambda *args, **kwargs: None)
+        loss = module.training_step(batch_of(state), 0)
+        loss.backward()
+        assert loss.item() == pytest.approx(value)
+        assert losses.grad[[0, 3]].tolist() == slope
+    for bad in (0, -1, "high"):
+        with pytest.raises(UserError, match=f"ceiling={bad}: expected a cross-entropy above 0"):
+            JointAscent(model=Tiny(), state=state, lr=0.1, ceiling=bad)
+
+
 @pytest.mark.parametrize(
     ("mode", "weights_move", "statistics_move"),
     [("train", True, True), ("frozen", True, False), ("stats_only", False, True)],

@@ -67,15 +67,22 @@ class JointAscent(StageModule):
     """The paper's formulation: descent on the kept rows and ascent on the isolated ones in the same step.
 
     Batches are drawn from all rows, so that BatchNorm sees the data's own mixture. The loss is
-    E_kept[CE] - weight * E_isolated[CE], each mean taken inside the batch.
+    E_kept[CE] - weight * E_isolated[min(CE, ceiling)], each mean taken inside the batch.
 
     Args:
         weight: of the ascent term; 1 in the paper.
+        ceiling: the cross-entropy, in nats, above which an isolated row is no longer unlearnt. None goes on without an
+            end, as the paper writes it: the ascent then outgrows the descent and destroys the model.
+
+    Raises:
+        UserError: a ceiling that is not above 0.
     """
 
-    def __init__(self, *, weight: float = 1.0, **common: Any) -> None:
+    def __init__(self, *, weight: float = 1.0, ceiling: float | None = None, **common: Any) -> None:
         super().__init__(**common)
-        self.weight = weight
+        if ceiling is not None and not (isinstance(ceiling, int | float) and ceiling > 0):
+            raise UserError(f"ceiling={ceiling}: expected a cross-entropy above 0, for instance 4.6, or null for none")
+        self.weight, self.ceiling = weight, ceiling
         self.register_buffer("suspect", self.state.groups["suspect"].clone(), persistent=False)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -83,6 +90,7 @@ class JointAscent(StageModule):
         logits = self(batch.images)
         losses = self.whole(F.cross_entropy(logits, batch.labels, reduction="none"))
         suspect: Tensor = self.suspect[self.whole(batch.rows)]  # type: ignore[index]
-        loss = masked_mean(losses, ~suspect) - self.weight * masked_mean(losses, suspect)
+        unlearnt = losses if self.ceiling is None else losses.clamp(max=self.ceiling)
+        loss = masked_mean(losses, ~suspect) - self.weight * masked_mean(unlearnt, suspect)
         self.log_batch(loss, logits, batch)
         return loss

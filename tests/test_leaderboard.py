@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import mmap
+import os
 import statistics
 import subprocess
 import sys
@@ -80,6 +81,11 @@ def without(name: str) -> str:
         (json.dumps(record(final={"asr": float("nan")})), "expected asr to be a number of at least 0, got nan"),
         (json.dumps(record(final={"c_acc": 93.5})), "expected c_acc to be a fraction from 0 to 1, got 93.5"),
         (json.dumps(record(seed="0")), "expected seed to be int"),
+        (json.dumps(record(seed=10**30)), "expected seed to be int"),
+        (json.dumps(record(seconds=10**400)), "expected seconds to be a number"),
+        (json.dumps(record(peak_memory={"ram": 10**30})), "expected ram to be a number"),
+        (json.dumps(record()).replace('"started": "', '"started": ' + "[" * 900 + "]" * 900 + ', "": "'), "damaged"),
+        (" " * (16 * 2**20 + 1), "result.json has more than 16 MB"),
     ],
 )
 def test_a_bad_record_is_one_line_and_stops_nothing(tmp_path: Path, report: Report, content: str, said: str) -> None:
@@ -90,6 +96,31 @@ def test_a_bad_record_is_one_line_and_stops_nothing(tmp_path: Path, report: Repo
     assert errors.startswith("skipped: runs/bad: ")
     assert said in errors
     assert out.startswith("1 run ")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs pipes and device files")
+@pytest.mark.timeout(60)
+def test_what_is_no_file_is_named_and_not_read(tmp_path: Path, report: Report) -> None:
+    for name in ("pipe", "zero", "loop", "folder", "status", "l\x1b[1mine\nend"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+    os.mkfifo(tmp_path / "runs" / "pipe" / "result.json")
+    os.mkfifo(tmp_path / "runs" / "status" / "status.json")
+    (tmp_path / "runs" / "zero" / "result.json").symlink_to("/dev/zero")
+    (tmp_path / "runs" / "loop" / "result.json").symlink_to("result.json")
+    (tmp_path / "runs" / "folder" / "result.json").mkdir()
+    write(tmp_path / "runs" / "l\x1b[1mine\nend", "[]")
+    write(Path(os.fsdecode(bytes(tmp_path / "runs") + b"/\xff")))
+    write(tmp_path / "runs" / "good", record(attack="a\ud800b", peak_memory={"ram": 1.5e9}))
+    status, out, errors = report("runs")
+    assert (status, out.startswith("1 run ")) == (0, True)
+    said = dict(line.removeprefix("skipped: runs/").split(": ", 1) for line in errors.splitlines())
+    assert said.pop("zero") == said.pop("pipe") == "result.json is no regular file"
+    assert said.pop("folder") == "result.json cannot be read (Is a directory)"
+    assert said.pop("status") == "no result.json (state unknown)"
+    assert said.pop("\\udcff") == "its name is not UTF-8, as the tables are; rename it"
+    assert said.pop("loop").startswith("result.json cannot be read (")
+    assert said == {"l\\x1b[1mine\\nend": "result.json is no record of a run (it has no schema)"}
+    assert pl.read_csv(tmp_path / "report" / "runs.csv")["attack"].to_list() == ["a\\ud800b"]
 
 
 def test_a_failed_run_says_why(tmp_path: Path) -> None:

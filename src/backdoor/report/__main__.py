@@ -66,7 +66,7 @@ def report(folders: Sequence[Path], out: Path) -> None:
     start = time.perf_counter()
     found = collect(folders)
     for folder, reason in found.skipped.items():
-        print(f"skipped: {shown(folder)}: {reason}", file=sys.stderr)
+        print(f"skipped: {one_line(shown(folder))}: {one_line(reason)}", file=sys.stderr)
     if not found.rows:
         names = ", ".join(map(str, folders))
         raise UserError(f"{names}: no record of a finished run found; name folders in which runs have ended")
@@ -85,12 +85,17 @@ def report(folders: Sequence[Path], out: Path) -> None:
         f"{count(len(rows), 'run')} in {count(cells.height, 'cell')}, {time.perf_counter() - start:.1f} s: "
         f"{', '.join(file.name for file in files)}"
     )
-    print(f"Leaderboard: {out / PAGE}")
+    print(f"Leaderboard: {one_line(out / PAGE)}")
 
 
 def count(number: int, what: str) -> str:
     """`1 run`, `8,000 runs`."""
     return f"{number:,} {what}{'s' * (number != 1)}"
+
+
+def one_line(text: object) -> str:
+    """What a stranger's file or folder says, without line ends and what moves a terminal's cursor."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in str(text))
 
 
 def shown(folder: Path) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,9 @@ TEXTS = ("data", "model", "attack", "defense", "started")
 # Runs whose configs differ in nothing else are the same experiment, made with another seed or on another machine.
 INCIDENTAL = ("seed", "store", "logger", "progress", "threads", "objective")
 WATCHING = ("monitor_images", "checkpoint_s")  # of the trainer: how often it is looked at, and saved
+
+LARGEST = 16 * 2**20  # bytes of a file; a record has some kB
+LIMIT = 2**63  # of numbers: what a column of the tables holds
 
 Row = dict[str, Any]
 
@@ -49,34 +53,65 @@ def collect(folders: Iterable[Path]) -> Collected:
         UserError: a folder that is not there.
     """
     found = Collected()
-    for folder in run_folders(folders):
+    for folder in run_folders(folders, found.skipped):
         try:
             found.rows.append({**row_of(read(folder)), "folder": folder})
         except BadRecord as error:
             found.skipped[folder] = str(error)
+        except RecursionError:
+            found.skipped[folder] = f"{RESULT} is damaged: nested too deep"
     return found
 
 
-def run_folders(folders: Iterable[Path]) -> Iterator[Path]:
+def run_folders(folders: Iterable[Path], skipped: dict[Path, str] | None = None) -> Iterator[Path]:
     """Every folder with a result.json or a status.json, once, in the order of the names. Links are not followed.
+
+    Args:
+        skipped: gets the folders that cannot be looked into, and why.
 
     Raises:
         UserError: a folder that is not there.
     """
-    seen: set[Path] = set()
+    seen, skipped = set[str](), {} if skipped is None else skipped
     for top in folders:
         if not top.is_dir():
             raise UserError(
                 f"{top}: expected a folder with runs, found none; name outputs, multirun or folders in them"
             )
-        for name, inner, files in os.walk(top.resolve()):
-            inner.sort()
-            if RESULT in files or STATUS in files:
-                inner.clear()  # no run lies in another one
-                folder = Path(name)
-                if folder not in seen:
-                    seen.add(folder)
-                    yield folder
+        left = [str(top.resolve())]
+        while left:  # no recursion, which a deep tree would end
+            name = left.pop()
+            try:
+                name.encode()
+                with os.scandir(name) as entries:
+                    inner = {entry.name: entry.is_dir(follow_symlinks=False) for entry in entries}
+            except UnicodeEncodeError:
+                skipped[Path(name)] = "its name is not UTF-8, as the tables are; rename it"
+                continue
+            except OSError as error:
+                skipped[Path(name)] = f"cannot be looked into ({error.strerror})"
+                continue
+            if not {RESULT, STATUS} & inner.keys():  # else it is a run, and no run lies in another one
+                left += [os.path.join(name, one) for one in sorted(inner, reverse=True) if inner[one]]
+            elif name not in seen:
+                seen.add(name)
+                yield Path(name)
+
+
+def content(path: Path) -> bytes:
+    """A regular file's; neither a pipe that nobody writes to nor one that never ends is waited for.
+
+    Raises:
+        OSError: it cannot be read.
+        BadRecord: it is something else, or larger than any record.
+    """
+    with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise BadRecord(f"{path.name} is no regular file")
+        found = file.read(LARGEST + 1)
+    if len(found) > LARGEST:
+        raise BadRecord(f"{path.name} has more than {LARGEST // 2**20} MB")
+    return found
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -86,7 +121,9 @@ def read(folder: Path) -> dict[str, Any]:
         BadRecord: there is none yet, it is no JSON to its end, or it has another schema.
     """
     try:
-        record = json.loads((folder / RESULT).read_bytes())
+        record = json.loads(content(folder / RESULT))
+    except BadRecord:
+        raise
     except FileNotFoundError:
         raise BadRecord(f"no {RESULT} ({_state(folder)})") from None
     except OSError as error:
@@ -108,10 +145,10 @@ def read(folder: Path) -> dict[str, Any]:
 def _state(folder: Path) -> str:
     """What a run without a result says of itself."""
     try:
-        status = json.loads((folder / STATUS).read_bytes())
+        status = json.loads(content(folder / STATUS))
         error = f": {status['error']}" if status.get("error") else ""
-        return " ".join(f"{status['state']}{error}".split())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return " ".join(f"{status['state']}{error}".split())[:300]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return "state unknown"
 
 
@@ -139,11 +176,22 @@ def row_of(record: Mapping[str, Any]) -> Row:
     row |= {name: _fraction(final, name) for name in METRICS}
     row |= {f"victim_{name}": _fraction(before, name) for name in ("c_acc", "asr")}
     row |= {name: _fraction(detection, name) for name in FOUND}
-    row |= {"seconds": _number(record, "seconds"), "ram": _number(peaks, "ram"), "gpu": _number(peaks, "gpu")}
+    row |= {"seconds": _number(record, "seconds"), "ram": _whole(peaks, "ram"), "gpu": _whole(peaks, "gpu")}
     git = machine.get("git")
     row["commit"] = str(git.get("commit")) if isinstance(git, dict) else None
     source = attack.get("run")
-    return row | {"source": None if source is None else str(source), "settings": settings(config)}
+    row |= {"source": None if source is None else str(source), "settings": settings(config)}
+    # JSON can write halves of characters, which no table can hold.
+    return {name: readable(value) if isinstance(value, str) else value for name, value in row.items()}
+
+
+def readable(text: str) -> str:
+    """The text with what cannot be encoded spelled out.
+
+    >>> print(readable("a\\ud800b"))
+    a\\ud800b
+    """
+    return text.encode(errors="backslashreplace").decode()
 
 
 def settings(config: Mapping[str, Any]) -> str:
@@ -171,16 +219,22 @@ def order(row: Row) -> tuple[Any, ...]:
 
 
 def _part(record: Mapping[str, Any], name: str, kind: type) -> Any:
-    if type(record.get(name)) is not kind:
+    value = record.get(name)
+    if type(value) is not kind or (isinstance(value, int) and not -LIMIT <= value < LIMIT):
         raise BadRecord(f"{RESULT} is damaged: expected {name} to be {kind.__name__}, got {record.get(name)!r:.40}")
     return record[name]
 
 
 def _number(values: Mapping[str, Any], name: str) -> float | None:
     value = values.get(name) if isinstance(values, Mapping) else None
-    if value is not None and (type(value) not in (int, float) or not 0 <= value < float("inf")):
+    if value is not None and (type(value) not in (int, float) or not 0 <= value < LIMIT):
         raise BadRecord(f"{RESULT} is damaged: expected {name} to be a number of at least 0, got {value!r:.40}")
     return value
+
+
+def _whole(values: Mapping[str, Any], name: str) -> int | None:
+    value = _number(values, name)
+    return None if value is None else int(value)
 
 
 def _fraction(values: Mapping[str, Any], name: str) -> float | None:

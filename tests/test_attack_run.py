@@ -33,15 +33,16 @@ def test_poison_and_tests_are_the_runs_bit_for_bit_and_nothing_is_trained(tmp_pa
     second, same = prepared(tmp_path / "second", tmp_path / "taken", *words)
     for one, other in (
         (first.train, second.train),
-        (first.truth.test_attack, second.truth.test_attack),
+        (first.truth.attacks["poison"].split, second.truth.attacks["poison"].split),
         (trusted, same),
     ):
         assert torch.equal(one.images, other.images)
         assert torch.equal(one.labels, other.labels)
         assert torch.equal(one.index, other.index)
     assert torch.equal(first.truth.poisoned, second.truth.poisoned)
-    assert torch.equal(first.truth.original_labels, second.truth.original_labels)
-    assert first.truth.target == second.truth.target
+    assert len(first.truth.attacks) == len(second.truth.attacks) == 1
+    assert torch.equal(first.truth.attacks["poison"].original, second.truth.attacks["poison"].original)
+    assert first.truth.targets == second.truth.targets
     assert first.tensors.keys() == second.tensors.keys()
     assert second.checkpoint == tmp_path / "run" / "weights" / "victim.safetensors"
     assert not [path for path in (tmp_path / "second").glob("*/*") if path.parent.name in ("stage", "victim")]

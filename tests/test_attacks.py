@@ -137,7 +137,7 @@ def test_groups_never_share_a_row():
                 **groups,
                 "third": PoisonGroup(0.7, label_map),
             }
-            | {"cover": PoisonGroup(0.0, label_map)},
+            | {"cover": PoisonGroup(0.0, label_map, cover=True)},
         ).plan(CIFAR_LABELS, 10, seed=0)
 
 

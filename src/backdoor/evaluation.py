@@ -11,9 +11,15 @@ from torch import Tensor, nn
 
 from backdoor.digest import tensor_digest
 from backdoor.inference import predict
-from backdoor.metrics import defense_effectiveness_rating, detection_metrics, evaluate_predictions
+from backdoor.metrics import (
+    attack_success,
+    clean_accuracy,
+    defense_effectiveness_rating,
+    detection_metrics,
+    worst_asr,
+)
 from backdoor.stages import Finished, Tries
-from backdoor.state import Split, Truth
+from backdoor.state import AttackSet, Split, Truth
 from backdoor.store import fingerprint
 
 
@@ -32,21 +38,21 @@ class Evaluator:
         self.before: dict[str, float] | None = None
 
     def metrics(self, model: nn.Module, truth: Truth | None = None, *, precision: str = "fp32") -> dict[str, float]:
-        """`c_acc`, `c_acc_non_target`, `asr`, `r_acc` as fractions; what cannot be known is absent."""
+        """`c_acc`, `c_acc_non_target`, `asr`, `r_acc` as fractions; what cannot be known is absent.
+
+        With several attack sets also `asr/NAME` and `r_acc/NAME` of each but the first, and `asr_worst` of all.
+        """
         truth = truth or self.truth
-        attack = truth.test_attack
 
         def classes(split: Split) -> Tensor:
             return predict(model, split, precision=precision, channels_last=self.channels_last)
 
-        return evaluate_predictions(
-            classes(truth.test_clean),
-            truth.test_clean.labels,
-            attacked=None if attack is None else classes(attack),
-            attack_labels=None if attack is None else attack.labels,
-            original_labels=truth.original_labels,
-            target=truth.target,
-        )
+        found = clean_accuracy(classes(truth.test_clean), truth.test_clean.labels, truth.targets)
+        for place, (name, attack) in enumerate(truth.attacks.items()):
+            rates = attack_success(classes(attack.split), attack.split.labels, attack.original)
+            found |= {f"{metric}/{name}" if place else metric: value for metric, value in rates.items()}
+        worst = worst_asr(found)
+        return found | ({"asr_worst": worst} if worst is not None and len(truth.attacks) > 1 else {})
 
     def monitor(self, model: nn.Module) -> dict[str, float]:
         """The same on few images, in the training's precision: for curves, not for conclusions."""
@@ -54,10 +60,15 @@ class Evaluator:
 
     def watched(self) -> str:
         """Digest of the few test images that `monitor` looks at, and of how it looks at them."""
-        return fingerprint([tensor_digest(*tensors_of(self.few)), self.precision, self.channels_last])
+        return fingerprint(
+            [tensor_digest(*tensors_of(self.few)), list(self.few.attacks), self.precision, self.channels_last]
+        )
 
     def stage(self, finished: Finished) -> dict[str, Any]:
-        """The record of one stage: metrics, DER against the first model measured, detection, findings, seconds."""
+        """The record of one stage: metrics, DER against the first model measured, detection, findings, seconds.
+
+        DER counts the strongest trigger before and after: a defense has not removed what still works.
+        """
         entry: dict[str, Any] = {"name": finished.step.name}
         provides = finished.step.stage.provides
         if "model" in provides and finished.state.model is not None:
@@ -65,9 +76,10 @@ class Evaluator:
             if self.before is None:
                 self.before = dict(entry)
             elif "asr" in entry and "asr" in self.before:
-                entry["der"] = defense_effectiveness_rating(
-                    self.before["c_acc"], self.before["asr"], entry["c_acc"], entry["asr"]
+                (c_before, before), (c_after, after) = (
+                    (seen["c_acc"], seen.get("asr_worst", seen["asr"])) for seen in (self.before, entry)
                 )
+                entry["der"] = defense_effectiveness_rating(c_before, before, c_after, after)
         detection = self.detection(finished)
         if detection:
             entry["detection"] = detection
@@ -119,8 +131,8 @@ def sampled(truth: Truth, count: int) -> Truth:
         return torch.randperm(total, generator=generator)[:count].sort().values
 
     clean = truth.test_clean.take(some(len(truth.test_clean)))
-    if truth.test_attack is None:
-        return Truth(clean, target=truth.target)
-    rows = some(len(truth.test_attack))
-    original = None if truth.original_labels is None else truth.original_labels[rows]
-    return Truth(clean, truth.test_attack.take(rows), original, target=truth.target)
+    attacks = {}
+    for name, attack in truth.attacks.items():
+        rows = some(len(attack.split))
+        attacks[name] = AttackSet(attack.split.take(rows), None if attack.original is None else attack.original[rows])
+    return Truth(clean, attacks, targets=truth.targets)

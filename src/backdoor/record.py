@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -25,7 +26,7 @@ from backdoor.report.memory import peak_memory, restart_peaks
 from backdoor.report.names import model_name
 from backdoor.report.records import SCHEMA
 from backdoor.stages import Finished
-from backdoor.state import Split, State
+from backdoor.state import AttackSet, Split, State
 from backdoor.store import Store, link_or_copy, write_json
 
 GALLERY = 8
@@ -83,15 +84,20 @@ class Record:
             save_tensors(found, self.folder / "trigger.safetensors")
 
     def draw(self, poisoned: Poisoned, clean_test: Split, data: DataSet) -> None:
-        """The gallery: the same test images without and with the trigger."""
-        attack = poisoned.truth.test_attack
-        original = poisoned.truth.original_labels
-        if attack is None or original is None or not torch.isin(attack.index, clean_test.index).all():
+        """The gallery: the same test images without and with each trigger."""
+        for place, (name, attack) in enumerate(poisoned.truth.attacks.items()):
+            word = re.sub(r"\W", "_", name)
+            self.draw_trigger(attack, clean_test, data, f"trigger_{word}.png" if place else "trigger.png")
+
+    def draw_trigger(self, made: AttackSet, clean_test: Split, data: DataSet, file: str) -> None:
+        """One trigger, where the clean images are known."""
+        attack, original = made.split, made.original
+        if original is None or not torch.isin(attack.index, clean_test.index).all():
             return
         rows = torch.linspace(0, len(attack) - 1, min(GALLERY, len(attack))).long()
         shown = attack.take(rows)
         where = torch.searchsorted(clean_test.index, shown.index)
-        path = self.folder / "figures" / "trigger.png"
+        path = self.folder / "figures" / file
         trigger_gallery(
             clean_test.images[where],
             shown.images,

@@ -82,6 +82,19 @@ class State:
 
 
 @dataclass(frozen=True)
+class AttackSet:
+    """Triggered test images of one poison group.
+
+    Attributes:
+        split: the images; its labels are the attacker's target labels.
+        original: int64 (M,), the true labels, or None if unknown.
+    """
+
+    split: Split
+    original: Tensor | None = None
+
+
+@dataclass(frozen=True)
 class Truth:
     """What only the evaluator sees; no stage is ever handed one.
 
@@ -89,16 +102,15 @@ class Truth:
 
     Attributes:
         test_clean: the clean test set.
-        test_attack: triggered test images; its labels are the attacker's target labels.
-        original_labels: int64 (M,), the true labels of `test_attack`.
+        attacks: name -> triggered test images, a set for each poison group that differs; the first is the attack's
+            own, of which `asr` is said, and the others are `asr/NAME`.
         poisoned: bool (N,) over the train set.
         clean_labels: int64 (N,), the train labels before poisoning.
-        target: the target class of an all-to-one attack, for C-Acc without that class.
+        targets: the target classes of all-to-one attacks, for C-Acc without these classes.
     """
 
     test_clean: Split
-    test_attack: Split | None = None
-    original_labels: Tensor | None = None
+    attacks: Mapping[str, AttackSet] = field(default_factory=dict)
     poisoned: Tensor | None = None
     clean_labels: Tensor | None = None
-    target: int | None = None
+    targets: frozenset[int] = frozenset()

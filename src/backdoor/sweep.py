@@ -208,8 +208,8 @@ def closing_lines(ended: Sequence[Ended], results: Mapping[int, Mapping[str, Any
         if len(ended) > most and one.whole:
             continue
         shown = [
-            f"{title} {100 * results[number][key]:5.1f}"
-            for key, title in (("c_acc", "C-Acc"), ("asr", "ASR"))
+            f"{title} {100 * results[number].get(worst, results[number][key]):5.1f}"
+            for key, worst, title in (("c_acc", "", "C-Acc"), ("asr", "asr_worst", "ASR"))
             if key in results.get(number, {})
         ]
         lines.append("  ".join([f"{number:>4}", f"{one.state:<14}", *shown, *changing[number], one.why]).rstrip())

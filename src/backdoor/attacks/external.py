@@ -9,13 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from backdoor.attacks.aims import targets_of
 from backdoor.attacks.base import Means, Poisoned
 from backdoor.attacks.label_maps import AllToOne, LabelMap
 from backdoor.attacks.poison_only import PoisonOnly
 from backdoor.data.sources import DataSet, load_images
 from backdoor.errors import UserError
 from backdoor.stages.base import Stage
-from backdoor.state import Split, Truth
+from backdoor.state import AttackSet, Split, Truth
 from backdoor.triggers.base import Shape, Trigger
 
 
@@ -88,10 +89,9 @@ class External:
         attack = self.read_attack(data, test, means.cache_dir)
         truth = Truth(
             test_clean=test,
-            test_attack=attack[0] if attack else None,
-            original_labels=attack[1] if attack else None,
-            poisoned=self.read_truth(len(suspicious)),
-            target=self.label_map.target if self.label_map else None,
+            attacks={"": AttackSet(*attack)} if attack else {},
+            poisoned=self.known(suspicious, data),
+            targets=targets_of([self.label_map]),
         )
         return Poisoned(suspicious, truth, checkpoint=self.path("model"), suspect=suspect)
 
@@ -135,6 +135,15 @@ class External:
         goal = self.label_map.goal(attack.labels, data.num_classes)
         return Split(attack.images, goal, attack.index), attack.labels
 
+    def known(self, suspicious: Split, data: DataSet) -> Tensor | None:
+        """bool (N,) of the suspicious rows known to be poisoned; their numbers count as the user's own data do.
+
+        Trusted rows have left `suspicious`, so a row is looked up by its `index`.
+        """
+        own = self.paths["train"] is None and self.paths["isolated"] is None
+        mask = self.read_truth(data.train.count if own else len(suspicious))
+        return None if mask is None else mask[suspicious.index]
+
     def read_truth(self, total: int) -> Tensor | None:
         """bool (N,) of the rows known to be poisoned, or None."""
         path = self.path("poisoned_rows")
@@ -165,6 +174,8 @@ def rows_mask(arrays: dict[str, np.ndarray], total: int, setting: str) -> Tensor
         raise UserError(f"{setting}: expected one-dimensional integers named `rows` or `index`")
     if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < total:
         raise UserError(f"{setting}: expected rows from 0 to {total - 1}, got {rows.min()} to {rows.max()}")
+    if "total" in arrays and int(arrays["total"]) != total:
+        raise UserError(f"{setting}: counts in {int(arrays['total'])} train rows, but these data have {total}")
     mask = torch.zeros(total, dtype=torch.bool)
     mask[torch.from_numpy(rows.astype(np.int64))] = True
     return mask

@@ -112,6 +112,11 @@ class PoisonGroup:
                 f"attack.ratio={self.ratio} of {self.ratio_of}: asks for {count} poisoned rows, but only {len(rows)} "
                 f"are eligible; the largest ratio is {largest:g}"
             )
+        if count == 0 and not self.cover:
+            raise UserError(
+                f"attack.ratio={self.ratio} of {self.ratio_of}: gives no poisoned row of {base}; expected at least "
+                "one; attack=none is the word for no poison"
+            )
         chosen = rows[torch.randperm(len(rows), generator=generator)[:count]]
         return chosen.sort().values
 

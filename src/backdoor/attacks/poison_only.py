@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from backdoor.attacks.aims import Aim, targets_of
 from backdoor.attacks.base import Means, Poisoned
 from backdoor.attacks.label_maps import LabelMap
 from backdoor.attacks.plan import PoisonGroup, PoisonPlan
 from backdoor.data.sources import DataSet
 from backdoor.errors import UserError
 from backdoor.stages.base import Stage
-from backdoor.state import Split, Truth
+from backdoor.state import AttackSet, Split, Truth
 from backdoor.triggers.base import Shape, Trigger
 
 
@@ -29,7 +30,7 @@ class PoisonOnly:
         name: shown in tables.
         groups: name -> group. Groups are drawn one after the other and never share a row.
         label_map: the attacker's goal at test time.
-        trigger: the test-time trigger (its `at_test()` version).
+        trigger: the test-time trigger (its `at_test()` version). Groups with others are measured too: see `aims`.
         stages: name -> stage, run by the attacker on the clean train set; their findings are handed to the triggers
             (`Trigger.equip`). With a stage named `victim` the attack controls the training: that stage's model is
             the victim, and the groups make the fixed poisoned train set that in-training defenses get.
@@ -84,17 +85,34 @@ class PoisonOnly:
                 stamp(train.images, plan.rows[plan.role == number], group.trigger, train.index)
         return Split(train.images, labels, train.index)
 
+    def aims(self, num_classes: int) -> dict[str, Aim]:
+        """What the attacker wants at test time: name -> trigger and label map, each measured by itself.
+
+        The first is the attack's own `trigger` and `label_map`, by the name of the group that has them (`""` if none
+        has). Each further group that is no cover and has a trigger is another one, unless trigger and label map are
+        those of an earlier one.
+        """
+        found: dict[str, Aim] = {}
+        if self.trigger is not None and self.label_map is not None:
+            found[""] = Aim(self.trigger.at_test(), self.label_map)
+        for name, group in self.groups.items():
+            if group.cover or group.trigger is None:
+                continue
+            aim = Aim(group.trigger.at_test(), group.label_map)
+            same = next((key for key, other in found.items() if aim.same(other, num_classes)), None)
+            if same is None:
+                found[name] = aim
+            elif same == "":  # its place stays the first
+                found = {name if key == "" else key: one for key, one in found.items()}
+        return found
+
     def attack_set(self, test: Split, num_classes: int) -> tuple[Split, Tensor] | None:
-        """The ASR set (triggered images, goal labels) and its true labels; None without a trigger."""
-        if self.trigger is None or self.label_map is None:
-            return None
-        rows = self.label_map.victims(test.labels, num_classes).nonzero().flatten()
-        if len(rows) == 0:
-            raise UserError("attack.label_map: the test set has no image of a class that the attack changes")
-        original = test.labels[rows]
-        triggered = test.take(rows)
-        stamp(triggered.images, torch.arange(len(rows)), self.trigger.at_test(), triggered.index)
-        return Split(triggered.images, self.label_map.goal(original, num_classes), triggered.index), original
+        """The first ASR set (triggered images, goal labels) and its true labels; None without a trigger."""
+        for aim in self.aims(num_classes).values():
+            made = attack_set(test, num_classes, aim)
+            assert made.original is not None
+            return made.split, made.original
+        return None
 
     def check(self, num_classes: int | None, shape: Shape | None, labels: Tensor | None = None) -> None:
         """Raises UserError for a label map, a trigger or a ratio that does not fit the data."""
@@ -138,16 +156,29 @@ class PoisonOnly:
         self.equip(means.findings, means.device)
         self.check(data.num_classes, data.shape)
         plan = self.plan(train.labels, data.num_classes, means.seed)
-        attack = self.attack_set(test, data.num_classes)
+        aims = self.aims(data.num_classes)
         truth = Truth(
             test_clean=test,
-            test_attack=attack[0] if attack else None,
-            original_labels=attack[1] if attack else None,
+            attacks={name: attack_set(test, data.num_classes, aim) for name, aim in aims.items()},
             poisoned=plan.mask(without=[name for name, group in self.groups.items() if group.cover]),
             clean_labels=train.labels,
-            target=self.label_map.target if self.label_map else None,
+            targets=targets_of(aim.label_map for aim in aims.values()),
         )
         return Poisoned(self.poison(train, plan), truth, plan, tensors=self.tensors())
+
+
+def attack_set(test: Split, num_classes: int, aim: Aim) -> AttackSet:
+    """Test images of the classes that the label map changes, triggered, with goal and true labels.
+
+    Raises:
+        UserError: there is none.
+    """
+    rows = aim.label_map.victims(test.labels, num_classes).nonzero().flatten()
+    if len(rows) == 0:
+        raise UserError("attack.label_map: the test set has no image of a class that the attack changes")
+    original, triggered = test.labels[rows], test.take(rows)
+    stamp(triggered.images, torch.arange(len(rows)), aim.trigger, triggered.index)
+    return AttackSet(Split(triggered.images, aim.label_map.goal(original, num_classes), triggered.index), original)
 
 
 def stamp(images: Tensor, rows: Tensor, trigger: Trigger, index: Tensor | None = None) -> None:

@@ -92,7 +92,7 @@ def pruning_figure(state: State, entry: Mapping[str, Any], path: Path, *, xlabel
     )
     tried = entry.get("tried", [])
     if tried and all("asr" in one for one in tried):
-        values = [100 * one["asr"] for one in tried]
+        values = [100 * one.get("asr_worst", one["asr"]) for one in tried]
         axes.plot(curve["x"], values, "s-", color=GREEN, ms=3, lw=1, label="ASR, test images (for the record)")
     if curve["lowest"] is not None:
         axes.axhline(100 * curve["lowest"], color=GREY, ls=":", lw=1.5, label="least accepted")

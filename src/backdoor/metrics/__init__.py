@@ -10,6 +10,7 @@ from backdoor.metrics.attack import (
     defense_effectiveness_rating,
     evaluate_predictions,
     robust_improvement_rating,
+    worst_asr,
 )
 from backdoor.metrics.detection import detection_metrics
 
@@ -22,4 +23,5 @@ __all__ = [
     "detection_metrics",
     "evaluate_predictions",
     "robust_improvement_rating",
+    "worst_asr",
 ]

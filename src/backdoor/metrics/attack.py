@@ -5,9 +5,13 @@ All values are fractions in [0, 1]. A metric that cannot be known is absent from
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
+
 import torch
 from torch import Tensor
 from torchmetrics import Metric
+
+Targets = int | Collection[int] | None
 
 
 def predicted_classes(logits_or_pred: Tensor) -> Tensor:
@@ -36,11 +40,12 @@ def predicted_classes(logits_or_pred: Tensor) -> Tensor:
     return values.argmax(dim=1)
 
 
-def clean_counts(pred: Tensor, labels: Tensor, target: int | None) -> Tensor:
+def clean_counts(pred: Tensor, labels: Tensor, target: Targets) -> Tensor:
     """Hits, rows, hits off the target class, rows off it: int64 (4,); the last two are 0 without a target."""
     labels = _labels("labels", labels, pred)
     hit = pred == labels
-    other = labels != target if target is not None else torch.zeros_like(hit)
+    targets = [target] if isinstance(target, int) else sorted(target or ())
+    other = ~torch.isin(labels, labels.new_tensor(targets)) if targets else torch.zeros_like(hit)
     return torch.stack([hit.sum(), _rows(hit), (hit & other).sum(), other.sum()])
 
 
@@ -54,13 +59,13 @@ def attack_counts(pred: Tensor, attack_label: Tensor, original_label: Tensor | N
     return torch.stack([hit.sum(), _rows(hit), robust.sum(), _rows(robust)])
 
 
-def clean_accuracy(logits_or_pred: Tensor, labels: Tensor, target: int | None = None) -> dict[str, float]:
+def clean_accuracy(logits_or_pred: Tensor, labels: Tensor, target: Targets = None) -> dict[str, float]:
     """Accuracy on clean test images.
 
     Args:
         logits_or_pred: float (N, K) or integer (N,).
         labels: int64 (N,), true labels.
-        target: the attack's target class, or None.
+        target: the attack's target class, those of its groups, or None.
 
     Returns:
         `c_acc`, and `c_acc_non_target` (over the rows of the other classes) if there is a target. The
@@ -99,7 +104,7 @@ def evaluate_predictions(
     attacked: Tensor | None = None,
     attack_labels: Tensor | None = None,
     original_labels: Tensor | None = None,
-    target: int | None = None,
+    target: Targets = None,
 ) -> dict[str, float]:
     """`clean_accuracy` and, if there is an attack set, `attack_success`, in one dict.
 
@@ -109,7 +114,7 @@ def evaluate_predictions(
         attacked: predictions on the triggered test set, float (M, K) or integer (M,).
         attack_labels: int64 (M,), given together with `attacked`.
         original_labels: int64 (M,), or None if unknown.
-        target: the target class of an all-to-one attack.
+        target: the target class of an all-to-one attack, or those of several.
 
     Raises:
         ValueError: as the two functions, or only one of `attacked` and `attack_labels`.
@@ -120,6 +125,11 @@ def evaluate_predictions(
     if attacked is None or attack_labels is None:
         raise ValueError("attacked and attack_labels: expected both or neither, got one")
     return result | attack_success(attacked, attack_labels, original_labels)
+
+
+def worst_asr(metrics: Mapping[str, float]) -> float | None:
+    """The highest ASR of an attack's triggers: `asr` and each `asr/NAME`; None without one."""
+    return max((value for name, value in metrics.items() if name.partition("/")[0] == "asr"), default=None)
 
 
 def defense_effectiveness_rating(c_acc_before: float, asr_before: float, c_acc_after: float, asr_after: float) -> float:
@@ -165,10 +175,10 @@ class CleanAccuracy(_Counts):
     """`clean_accuracy` over batches and ranks. Feed each test row once: a padded sampler counts rows twice.
 
     Args:
-        target: the attack's target class; without one `c_acc_non_target` is absent.
+        target: the attack's target class or classes; without one `c_acc_non_target` is absent.
     """
 
-    def __init__(self, target: int | None = None) -> None:
+    def __init__(self, target: Targets = None) -> None:
         super().__init__()
         self.target = target
 

@@ -57,6 +57,8 @@ def _flag_metrics(flagged: Tensor, poisoned: Tensor) -> dict[str, float | int]:
         "fpr": (chosen - found, len(poisoned) - positives),
         "f1": (2 * found, chosen + positives),
     }
+    if not positives:  # only the false alarms are known
+        ratios = {"fpr": ratios["fpr"]}
     return result | {name: part / whole for name, (part, whole) in ratios.items() if whole}
 
 

@@ -12,7 +12,7 @@ from backdoor.report.tables import TITLES, by_defense, setting_text, spread_text
 
 Cell = Mapping[str, Any]
 Panel = dict[str, Any]
-SCALES = {"asr": "OrRd", "c_acc": "YlGnBu"}
+SCALES = {"asr_worst": "OrRd", "c_acc": "YlGnBu"}
 # Okabe and Ito's colours, black as grey so that it shows on a dark page; symbols and dashes say it a second time.
 COLORS = ("#808080", "#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#0072B2", "#D55E00", "#B8A900")
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star")
@@ -38,8 +38,8 @@ def heat_map(cells: Sequence[Cell], metric: str) -> go.Figure:
     figure = go.Figure(
         go.Heatmap(
             colorscale=SCALES[metric],
-            zmin=0 if metric == "asr" else None,
-            zmax=100 if metric == "asr" else None,
+            zmin=0 if metric == "asr_worst" else None,
+            zmax=100 if metric == "asr_worst" else None,
             hoverongaps=False,
             texttemplate="%{z:.1f}",
             hovertemplate="%{customdata}<extra></extra>",
@@ -61,11 +61,12 @@ def scatter(cells: Sequence[Cell]) -> go.Figure:
 
     def panel(chosen: Sequence[Cell]) -> Panel:
         kinds = [
-            [cell for cell in chosen if cell["defense"] == name and cell["asr_mean"] is not None] for name in defenses
+            [cell for cell in chosen if cell["defense"] == name and cell["asr_worst_mean"] is not None]
+            for name in defenses
         ]
         return {
             "x": [[percent(cell, "c_acc") for cell in kind] for kind in kinds],
-            "y": [[percent(cell, "asr") for cell in kind] for kind in kinds],
+            "y": [[percent(cell, "asr_worst") for cell in kind] for kind in kinds],
             "customdata": [[describe(cell) for cell in kind] for kind in kinds],
         }
 
@@ -82,7 +83,7 @@ def against_ratio(cells: Sequence[Cell]) -> go.Figure | None:
 
     None if no cell has a ratio.
     """
-    known = (cell for cell in cells if cell["ratio"] and cell["asr_mean"] is not None)
+    known = (cell for cell in cells if cell["ratio"] and cell["asr_worst_mean"] is not None)
     cells = [{**cell, "of": "" if cell["ratio_of"] in (None, "train") else f"of {cell['ratio_of']}"} for cell in known]
     if not cells:
         return None
@@ -92,8 +93,8 @@ def against_ratio(cells: Sequence[Cell]) -> go.Figure | None:
         kinds = [sorted((c for c in chosen if c["defense"] == name), key=lambda c: c["ratio"]) for name in defenses]
         return {
             "x": [[cell["ratio"] for cell in kind] for kind in kinds],
-            "y": [[percent(cell, "asr") for cell in kind] for kind in kinds],
-            "error_y.array": [[round(100 * (cell["asr_std"] or 0), 2) for cell in kind] for kind in kinds],
+            "y": [[percent(cell, "asr_worst") for cell in kind] for kind in kinds],
+            "error_y.array": [[round(100 * (cell["asr_worst_std"] or 0), 2) for cell in kind] for kind in kinds],
             "customdata": [[describe(cell) for cell in kind] for kind in kinds],
         }
 

@@ -146,7 +146,8 @@ def stage_line(
         console: where to print; the standard output if None.
     """
     parts = [f"{name:<12}"]
-    parts += [f"{title} {_percent(metrics[key]):>5} %" for key, title in LINE.items() if key in metrics]
+    several = {key: f"ASR {key.removeprefix('asr/')}" for key in metrics if key.startswith("asr/")}
+    parts += [f"{title} {_percent(metrics[key]):>5} %" for key, title in (LINE | several).items() if key in metrics]
     found = metrics.get("detection", {})
     if not any(key in metrics for key in LINE):  # a pure detector
         parts += [f"flagged {found['flagged']:,}"] if "flagged" in found else []
@@ -178,17 +179,24 @@ def closing_table(result: Mapping[str, Any], folder: Path, console: Console | No
             enough, and a pipe gets plain text.
     """
     screen = console or Console()
+    stages = result.get("stages", ())
+    several = dict.fromkeys(key for stage in stages for key in stage if key.startswith("asr/"))
+    more = {key: f"ASR\n{key.removeprefix('asr/')}" for key in several} | (
+        {"asr_worst": "ASR\nworst"} if several else {}
+    )
     table = Table(box=box.SIMPLE_HEAD, title="Results in percent", title_justify="left", pad_edge=False)
+    table.padding = (0, 0) if several else (0, 1)  # 80 columns
     table.add_column("\nStage", overflow="fold", min_width=8)
-    for title in (*COLUMNS.values(), "\nSeconds"):
+    for title in (*COLUMNS.values(), "\nSeconds", *(escape(title) for title in more.values())):
         table.add_column(title, justify="right", no_wrap=True)
-    for stage in result.get("stages", ()):
+    for stage in stages:
         control = bool(stage.get("control"))
         seen = {**stage, "precision": stage.get("detection", {}).get("precision")}
         cells = [_percent(seen.get(key)) for key in COLUMNS]
         seconds = stage.get("seconds")
         last = "-" if seconds is None else f"{seconds:.1f}"
-        table.add_row(escape(shown_name(stage)), *cells, last, style="dim" if control else None)
+        others = [_percent(stage.get(key)) for key in more]
+        table.add_row(escape(shown_name(stage)), *cells, last, *others, style="dim" if control else None)
     screen.print(table)
     screen.print(Text(f"Folder: {_short(folder)}"), soft_wrap=True)
 

@@ -19,7 +19,7 @@ os.environ.setdefault("ITABLES_CONFIG", "")  # else the table would look as some
 import itables
 from itables.javascript import generate_init_offline_itables_html
 
-PERCENTS = {"c_acc": "C-Acc", "asr": "ASR", "r_acc": "R-Acc", "der": "DER"}
+PERCENTS = {"c_acc": "C-Acc", "asr": "ASR", "asr_worst": "ASR worst", "r_acc": "R-Acc", "der": "DER"}
 COSTS = ("Min", "RAM GB", "GPU GB")
 NAMES = ("Attack", "Defense", "Ratio", "Data", "Model", "Seed")
 COLUMNS = ("Attack", "Defense", *PERCENTS.values(), "Ratio", "Data", "Model", "Seed", *COSTS, "Run")
@@ -152,7 +152,7 @@ def charts(cells: pl.DataFrame) -> str:
     """All charts, each in a box of its own, and their library once."""
     found = cells.to_dicts()
     figures = {
-        "heat-asr": heat_map(found, "asr"),
+        "heat-asr": heat_map(found, "asr_worst"),
         "heat-c-acc": heat_map(found, "c_acc"),
         "scatter": scatter(found),
         "ratio": against_ratio(found),

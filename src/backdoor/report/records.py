@@ -16,7 +16,7 @@ from backdoor.errors import UserError
 # What `Record` writes. Raise it when a reader of the older form would misread the newer one.
 SCHEMA = 2
 RESULT, STATUS = "result.json", "status.json"
-METRICS = ("c_acc", "c_acc_non_target", "asr", "r_acc", "der")
+METRICS = ("c_acc", "c_acc_non_target", "asr", "asr_worst", "r_acc", "der")
 FOUND = ("precision", "recall", "fpr", "f1", "auroc")
 TEXTS = ("data", "model", "attack", "defense", "started")
 # Runs whose configs differ in nothing else are the same experiment, made with another seed or on another machine.
@@ -174,6 +174,8 @@ def row_of(record: Mapping[str, Any]) -> Row:
     row |= {"ratio": _number(attack, "ratio"), "ratio_of": None if kind is None else str(kind)}
     row["seed"] = _part(record, "seed", int)
     row |= {name: _fraction(final, name) for name in METRICS}
+    if row["asr_worst"] is None:  # one trigger alone
+        row["asr_worst"] = row["asr"]
     row |= {f"victim_{name}": _fraction(before, name) for name in ("c_acc", "asr")}
     row |= {name: _fraction(detection, name) for name in FOUND}
     row |= {"seconds": _number(record, "seconds"), "ram": _whole(peaks, "ram"), "gpu": _whole(peaks, "gpu")}

@@ -12,7 +12,7 @@ import polars as pl
 
 from backdoor.report.records import FOUND, METRICS, Row
 
-TITLES = {"asr": "ASR", "c_acc": "C-Acc"}
+TITLES = {"asr_worst": "ASR", "c_acc": "C-Acc"}  # ASR: of the strongest trigger, where an attack has several
 TEXT = ("data", "model", "attack", "ratio_of", "defense", "run", "started", "commit", "source", "settings")
 WHOLE = ("seed", "ram", "gpu")
 COLUMNS = (
@@ -68,6 +68,7 @@ def markdown(runs: pl.DataFrame, cells: pl.DataFrame) -> str:
         "# Results",
         "",
         f"{runs.height:,} runs. Percent, mean ± standard deviation over seeds; a dash: not run or not known; "
+        "ASR is that of the strongest trigger; "
         "a star: the runs of that cell differ in more than their seed.",
     ]
     for (data, model), panel in cells.partition_by("data", "model", as_dict=True, maintain_order=True).items():

@@ -22,7 +22,7 @@ OWN = "backdoor"
 # Around every stage: what hands it its state, its seed and its trainer.
 ROOTS = frozenset({"backdoor.stages.pipeline", "backdoor.context"})
 # They set seeds and facts. What else they do shows in the content that they hand on, so their imports do not count.
-GLUE = frozenset({"backdoor.preparation", "backdoor.assembly", "backdoor.crafting"})
+GLUE = frozenset(f"{OWN}.{name}" for name in ("preparation", "assembly", "crafting"))  # split: see `imports`
 # Draws and prints what was computed: stages hand it numbers and take none back.
 REPORTING = "backdoor.report"
 # Too large to be read for each run, seldom edited, and their versions are recorded.

@@ -141,7 +141,7 @@ def zipped(name: str, content: bytes) -> bytes:
         (saved(labels=np.array([{}, 1, 2, 3], object)), "without pickled objects"),
         (saved(labels=np.zeros(4)), r"labels: expected integers \(4,\), got float64"),
         (saved(labels=np.zeros(3, int)), r"labels: expected integers \(4,\), got int64 \(3,\)"),
-        (saved(labels=np.zeros((4, 1), int)), r"labels: expected integers \(4,\), got int64 \(4, 1\)"),
+        (saved(labels=np.zeros((4, 2), int)), r"labels: expected integers \(4,\), got int64 \(4, 2\)"),
         (saved()[:-40], "expected an npz of plain arrays"),
         (b"PK\x03\x04 no zip", "expected an npz of plain arrays"),
         (b"\x80\x04K\x01.", "expected an npz of plain arrays"),

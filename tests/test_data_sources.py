@@ -9,7 +9,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
-from PIL import Image
+from PIL import Image, features
 
 from backdoor.data import Arrays, DataSet, Folder, Source, load_images
 from backdoor.data.pictures import resize, to_channels
@@ -143,6 +143,60 @@ def test_arrays_in_each_layout(tmp_path: Path, layout: str) -> None:
     expected = nchw.repeat(3, 1) if layout == "grey" else nchw
     np.testing.assert_array_equal(data.train.open().images.numpy(), expected)
     assert (data.test.labels.tolist(), data.classes) == ([3, 0, 1], ("0", "1", "2", "3"))
+
+
+@pytest.mark.parametrize("shape", [(9, 8, 8), (9, 8, 8, 3)])
+def test_one_file_for_both_parts_as_medmnist_has_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, shape: tuple[int, ...]
+) -> None:
+    stored = {part: pixels(count, *shape[1:]) for part, count in (("train", 9), ("val", 2), ("test", 4))}
+    content = {f"{part}_images": images for part, images in stored.items()}
+    for part, images in stored.items():
+        content[f"{part}_labels"] = (np.arange(len(images), dtype=np.uint8) % 3)[:, None]
+    np.savez(tmp_path / "med.npz", **content)
+    with caplog.at_level(logging.WARNING):
+        data = source("arrays", f"data.train={tmp_path}/med.npz", "data.test=null").load(tmp_path / "cache")
+    for part, split in (("train", data.train.open()), ("test", data.test.open())):
+        images = stored[part][..., None] if stored[part].ndim == 3 else stored[part]
+        np.testing.assert_array_equal(
+            split.images.numpy(), images.transpose(0, 3, 1, 2).repeat(3 // images.shape[3], 1)
+        )
+        assert split.labels.tolist() == [row % 3 for row in range(len(images))]
+    assert "med.npz: the arrays val_images, val_labels are left out" in caplog.text
+    np.savez(tmp_path / "one.npz", images=stored["train"], labels=content["train_labels"][:, 0])
+    split_files = source("arrays", f"data.train={tmp_path}/one.npz", f"data.test={tmp_path}/med.npz")
+    again = split_files.load(tmp_path / "cache")
+    assert (again.train.digest, again.test.digest) == (data.train.digest, data.test.digest)
+    with pytest.raises(UserError, match=r"^data\.test=null: .* lacks the array train_images, .* has: images, labels;"):
+        source("arrays", f"data.train={tmp_path}/one.npz", "data.test=null").load(tmp_path / "cache")
+
+
+def test_files_of_other_kinds_are_told_in_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    root = tree(tmp_path / "in", ["a", "b"])
+    for name in ("a/1.heic", "a/2.HEIC", "b/notes.txt", "b/README", "a/.DS_Store", "b/Thumbs.db"):
+        (root / name).write_bytes(b"x")
+    with caplog.at_level(logging.WARNING):
+        folder(root).load(tmp_path / "cache", progress=False)
+    told = "data.root={}: 4 files of other kinds are left out (.heic 2, .txt 1, no extension 1); images are .jpg "
+    assert [told.format(root) in record.message for record in caplog.records] == [True]
+    for path in (root / "b").glob("*.png"):
+        path.unlink()
+    with pytest.raises(UserError, match=r"in/b: this class folder holds no image; 2 files of other kinds .*\(\.txt 1"):
+        folder(root).load(tmp_path / "cache")
+
+
+@pytest.mark.parametrize("kind", ["gif", "webp", "tiff", "bmp", "jfif", "avif"])
+def test_every_kind_that_pillow_reads(tmp_path: Path, kind: str) -> None:
+    if kind == "avif" and not features.check("avif"):
+        pytest.skip("this Pillow has no AVIF")
+    root = tree(tmp_path / "in", ["a", "b"])
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ((255, 0, 0), (0, 0, 255))]
+    more: dict[str, Any] = {"save_all": True, "append_images": frames[1:]} if kind in ("gif", "webp", "tiff") else {}
+    frames[0].save(root / "b" / f"zzz.{kind}", **more)
+    data = folder(root, test_fraction=0.1, limit_seed=1).load(tmp_path / "cache", progress=False)
+    assert data.train.count + data.test.count == 21
+    both = torch.cat([data.train.open().images, data.test.open().images]).double().mean((2, 3))
+    assert (both - torch.tensor([255.0, 0.0, 0.0])).abs().amax(1).min() < 3, "the first frame, which is red"
 
 
 def test_arrays_may_name_their_classes_even_those_without_images(tmp_path: Path) -> None:

@@ -8,8 +8,10 @@ import math
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -84,11 +86,15 @@ def npz_pictures(
     setting: str,
     *,
     title: str,
+    part: str = "",
     channels: int | None = None,
     size: tuple[int, int] | None = None,
     limit: Limit | None = None,
 ) -> ArrayPictures:
     """The images of an npz, keyed by the file's path, size and times.
+
+    Args:
+        part: `train` or `test`: the arrays may be named so, see `read_npz`.
 
     Raises:
         UserError: no such file.
@@ -96,43 +102,53 @@ def npz_pictures(
     path = path.expanduser()
     if not path.is_file():
         raise UserError(f"{setting}={path}: no such file; expected an npz with the arrays images and labels")
-    key = f"npz:{path.resolve()}:{stamp_of(path.stat())}"
-    return ArrayPictures(title, key, lambda: read_npz(path, setting), channels, size, limit or Limit())
+    key = f"npz:{path.resolve()}:{stamp_of(path.stat())}:{part}"
+    return ArrayPictures(title, key, lambda: read_npz(path, setting, part), channels, size, limit or Limit())
 
 
-def read_npz(path: Path, setting: str) -> tuple[np.ndarray, np.ndarray]:
+def read_npz(path: Path, setting: str, part: str = "") -> tuple[np.ndarray, np.ndarray]:
     """The arrays `images` and `labels` -> uint8 (N, C, H, W) and int64 (N,).
+
+    Args:
+        part: `train` or `test`; the arrays `train_images` and `train_labels` (one file for both parts, as MedMNIST
+            has it) then come before `images` and `labels`.
 
     Raises:
         UserError: not an npz, pickled objects, missing arrays, wrong dtype or shape.
     """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            missing = {"images", "labels"} - set(file.files)
-            if missing:
-                names = ", ".join(file.files)
-                raise UserError(f"{setting}={path}: lacks the array {min(missing)}; it has: {names or 'nothing'}")
-            images, labels = file["images"], file["labels"]
-    except (
-        OSError,
-        ValueError,
-        EOFError,
-        AttributeError,
-        TypeError,
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as error:
-        reason = str(error).replace("\n", " ")
-        raise UserError(
-            f"{setting}={path}: expected an npz of plain arrays, without pickled objects ({reason}); "
-            "write it with numpy.savez(path, images=..., labels=...)"
-        ) from None
+    with opened(path, setting) as file:
+        prefix = f"{part}_" if part and not {"images", "labels"} <= set(file.files) else ""
+        names = [f"{prefix}images", f"{prefix}labels"]
+        if prefix and not any(name in file.files for name in names):
+            names = ["images", "labels"]  # those of a file for each part: what the message should ask for
+        missing = [name for name in names if name not in file.files]
+        if missing:
+            found = ", ".join(file.files)
+            raise UserError(f"{setting}={path}: lacks the array {missing[0]}; it has: {found or 'nothing'}")
+        images, labels = (file[name] for name in names)
     images = to_nchw(images, f"{setting}={path}")
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
     if labels.ndim != 1 or labels.dtype.kind not in "iu" or len(labels) != len(images):
         raise UserError(
             f"{setting}={path}: labels: expected integers ({len(images)},), got {labels.dtype} {labels.shape}"
         )
     return images, labels.astype(np.int64)
+
+
+@contextmanager
+def opened(path: Path, setting: str) -> Iterator[Any]:
+    """An npz without pickled objects; raises UserError for anything else, also while it is read."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            file.files  # noqa: B018  # a plain npy has none
+            yield file
+    except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+        reason = str(error).replace("\n", " ")
+        raise UserError(
+            f"{setting}={path}: expected an npz of plain arrays, without pickled objects ({reason}); "
+            "write it with numpy.savez(path, images=..., labels=...)"
+        ) from None
 
 
 def to_nchw(images: np.ndarray, where: str) -> np.ndarray:

@@ -36,7 +36,7 @@ class TinyImageNet(FileSource):
         root = root if (root / "wnids.txt").is_file() else root / "tiny-imagenet-200"
         classes = tuple(sorted(self.read(root / "wnids.txt").split()))
         labels = {name: number for number, name in enumerate(classes)}
-        train, _ = scan_classes(root / "train", labels, "data.root", "train/<wnid>/images/*.JPEG")
+        train, _ = scan_classes(root / "train", labels, "data.root", "train/<wnid>/images/*.JPEG", beside=[".txt"])
         return self.file_parts(train, self.annotated(root / "val", labels), classes)
 
     def annotated(self, folder: Path, labels: dict[str, int]) -> list[ImageFile]:

@@ -21,7 +21,8 @@ class Kind:
     """What a pickle says of a number: its dtype's code, such as `f8`, and its byte order."""
 
     def __init__(self, code: str, *_: Any) -> None:
-        self.code, self.order = code, "="
+        self.code = code
+        self.order: Any = "="
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         self.order = state[1]

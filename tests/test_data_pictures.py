@@ -11,9 +11,10 @@ import pytest
 from PIL import Image
 
 from backdoor.data.cache import cached
-from backdoor.data.decode import FilePictures, decode_bytes
+from backdoor.data.decode import FORMATS, FilePictures, decode_bytes
 from backdoor.data.files import scan_classes
 from backdoor.errors import UserError
+from backdoor.triggers.picture import read_picture
 
 
 def tree(root: Path, count: int = 6, size: int = 8, kind: str = "png") -> Path:
@@ -97,3 +98,41 @@ def test_sixteen_bits_are_refused_since_pil_would_clip_them(tmp_path: Path) -> N
     Image.fromarray(np.full((4, 4), 300, np.uint16)).save(tmp_path / "x.png")
     with pytest.raises(ValueError, match="8 bits a channel"):
         decode_bytes((tmp_path / "x.png").read_bytes(), 3, None)
+
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n"
+
+
+@pytest.mark.parametrize("where", ["folder", "trigger"])
+def test_a_strangers_postscript_named_png_reaches_no_ghostscript(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    root = tree(tmp_path / "tree")
+    (root / "dog" / "004.png").write_bytes(EPS)
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    (tools / "gs").write_text(f"#!/bin/sh\ntouch '{tmp_path}/called'\n")
+    (tools / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tools), prepend=os.pathsep)
+    read = {
+        "folder": lambda: cached(pictures_of(root), tmp_path / "cache", progress=False),
+        "trigger": lambda: read_picture(str(root / "dog" / "004.png")),
+    }
+    with pytest.raises(UserError, match=r"004\.png.*none of .*GIF, JPEG, PNG"):
+        read[where]()
+    assert not (tmp_path / "called").exists()
+
+
+@pytest.mark.parametrize("kind", sorted(FORMATS))
+def test_every_counted_kind_is_read(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / f"image{kind}"
+    Image.new("1" if kind == ".pbm" else "L", (6, 4), 1).save(path, FORMATS[kind])
+    assert decode_bytes(path.read_bytes(), 3, None).shape == (3, 4, 6)
+
+
+def test_a_cameras_jpeg_of_two_pictures_is_read(tmp_path: Path) -> None:
+    first, second = Image.new("RGB", (6, 4), "red"), Image.new("RGB", (6, 4), "blue")
+    first.save(tmp_path / "both.jpg", "MPO", save_all=True, append_images=[second])
+    pixels = decode_bytes((tmp_path / "both.jpg").read_bytes(), 3, None)
+    assert pixels.shape == (3, 4, 6)
+    assert pixels[0].mean() > 200 > pixels[2].mean()

@@ -12,10 +12,10 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError, features
 
 from backdoor.data.imageset import Chunk
 from backdoor.errors import UserError
@@ -23,6 +23,22 @@ from backdoor.errors import UserError
 DECODER = 1  # part of the signature: raise it when the same files would give other pixels
 CHUNK_BYTES = 1 << 20  # of decoded pixels a task: small enough for a smooth bar, large enough to hide the overhead
 MODES = {1: "L", 3: "RGB"}
+# Extension -> Pillow's format: torchvision's, and what else photos come in; of an animation the first frame is read.
+FORMATS = {
+    ".jpg": "JPEG",
+    ".jpeg": "JPEG",
+    ".png": "PNG",
+    ".ppm": "PPM",
+    ".bmp": "BMP",
+    ".pgm": "PPM",
+    ".tif": "TIFF",
+    ".tiff": "TIFF",
+    ".webp": "WEBP",
+    ".gif": "GIF",
+    ".jfif": "JPEG",
+    ".pbm": "PPM",
+}
+FORMATS |= {".avif": "AVIF"} if features.check("avif") else {}
 
 
 class ImageFile(NamedTuple):
@@ -146,9 +162,24 @@ class FilePictures:
         )
 
 
+def open_image(source: BinaryIO) -> Image.Image:
+    """An image of one of `FORMATS`, whatever its file is called.
+
+    Pillow knows forty formats more and tells them by the first bytes; of some it hands a stranger's file to another
+    program (EPS to Ghostscript).
+
+    Raises:
+        ValueError: it is none of them; and what Pillow raises for a damaged one.
+    """
+    try:
+        return Image.open(source, formats=sorted(set(FORMATS.values())))
+    except UnidentifiedImageError:
+        raise ValueError(f"it is none of {', '.join(sorted(set(FORMATS.values())))}, or damaged") from None
+
+
 def decode_bytes(data: bytes, channels: int, size: tuple[int, int] | None) -> np.ndarray:
     """One encoded image -> uint8 (C, H, W)."""
-    with Image.open(io.BytesIO(data)) as opened:
+    with open_image(io.BytesIO(data)) as opened:
         if opened.mode[0] in "IF":
             raise ValueError(f"expected 8 bits a channel, got mode {opened.mode}, which PIL would clip")
         image = opened.convert(MODES[channels])

@@ -9,30 +9,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
-from PIL import features
 
-from backdoor.data.decode import ImageFile, stamp_of
+from backdoor.data.decode import FORMATS, ImageFile, stamp_of
 from backdoor.data.reserve import Limit
 from backdoor.errors import UserError, suggest
 
 log = logging.getLogger(__name__)
 
-# torchvision's, and what else Pillow reads; of an animation the first frame.
-EXTENSIONS: tuple[str, ...] = (
-    ".jpg",
-    ".jpeg",
-    ".png",
-    ".ppm",
-    ".bmp",
-    ".pgm",
-    ".tif",
-    ".tiff",
-    ".webp",
-    ".gif",
-    ".jfif",
-    ".pbm",
-)
-EXTENSIONS += (".avif",) if features.check("avif") else ()
+EXTENSIONS = tuple(FORMATS)
 FILE_MANAGERS = ("thumbs.db", "desktop.ini")  # what Windows leaves in a folder that was looked at
 
 

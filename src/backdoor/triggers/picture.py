@@ -10,6 +10,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from backdoor.data.decode import open_image
 from backdoor.errors import UserError
 
 RESIZES = ("bilinear", "bicubic", "nearest")
@@ -25,7 +26,7 @@ def read_picture(path: str) -> Tensor:
     if not file.is_file():
         raise UserError(f"attack.trigger.path: expected an image file, got {path!r}, which is not one; mend the path")
     try:
-        with Image.open(file) as opened:
+        with file.open("rb") as source, open_image(source) as opened:
             rgba = ImageOps.exif_transpose(opened).convert("RGBA")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         reason = str(error).splitlines()[0]

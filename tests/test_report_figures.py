@@ -87,6 +87,10 @@ def test_curves_label_what_is_known(tmp_path: Path) -> None:
     bare = stage_curves([{"name": "victim", "c_acc": 0.5}], tmp_path / "bare.svg").read_text()
     assert "<!-- 50.0 -->" in bare
     assert "ASR" not in bare
+    groups = [{"name": "victim", "c_acc": 0.5, "asr": 0.75, "asr/second": 0.25, "asr_worst": 0.75}]
+    several = stage_curves(groups, tmp_path / "groups.svg").read_text()
+    for text in ("ASR second", "25.0", "75.0"):
+        assert f"<!-- {text} -->" in several
     with pytest.raises(ValueError, match="at least one"):
         stage_curves([], tmp_path / "none.svg")
 
@@ -99,5 +103,7 @@ def test_epoch_curves_read_the_csv(tmp_path: Path) -> None:
     drawn = epoch_curves(read_csv(tmp_path), tmp_path / "epochs.svg").read_text()
     for text in ("victim", "unlearn", "C-Acc", "ASR", "training loss"):
         assert f"<!-- {text} -->" in drawn
+    several = epoch_curves([{**row, "asr/second": 0.5} for row in read_csv(tmp_path)], tmp_path / "groups.svg")
+    assert "<!-- ASR second -->" in several.read_text()
     with pytest.raises(ValueError, match="at least one"):
         epoch_curves([], tmp_path / "none.svg")

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from backdoor.report.draw import CURVES, GREY, percent, plain, save, spread
+from backdoor.report.draw import GREY, Curve, curves_of, percent, plain, save, spread
 from backdoor.report.names import shown_name
 
 
@@ -33,7 +33,8 @@ def stage_curves(stages: Sequence[Mapping[str, Any]], path: Path) -> Path:
     axes = figure.subplots()
     controls = np.array([bool(stage.get("control")) for stage in stages])
     places = np.arange(len(stages))
-    for key, (name, colour, marker, line) in CURVES.items():
+    known = curves_of(stages)
+    for key, (name, colour, marker, line) in known.items():
         values = np.array([100 * float(stage.get(key, np.nan)) for stage in stages])
         chain = ~controls & np.isfinite(values)
         if not np.isfinite(values).any():
@@ -41,7 +42,7 @@ def stage_curves(stages: Sequence[Mapping[str, Any]], path: Path) -> Path:
         axes.plot(places[chain], values[chain], line, color=colour, marker=marker, lw=2, ms=7, label=name)
         axes.plot(places[controls], values[controls], marker, color=colour, mfc="white", ms=7, mew=1.5)
     for place, stage in enumerate(stages):
-        _label_points(axes, place, stage)
+        _label_points(axes, place, stage, known)
     axes.set_xticks(places, [shown_name(stage, "\n") for stage in stages], fontsize=10, parse_math=False)
     axes.set_xlim(-0.3, len(stages) - 0.45)
     percent(axes, top=106)
@@ -68,8 +69,9 @@ def epoch_curves(history: Sequence[Mapping[str, Any]], path: Path) -> Path:
     names = [str(row.get("stage", "")) for row in history]
     _line(upper, names, _column(history, "loss"), "loss", GREY, ".", "-")
     upper.set_ylabel("training loss")
-    for key in ("c_acc", "asr"):
-        name, colour, marker, line = CURVES[key]
+    for key, (name, colour, marker, line) in curves_of(history).items():
+        if key == "r_acc":
+            continue
         _line(lower, names, 100 * _column(history, key), name, colour, marker, line)
     percent(lower, top=104)
     lower.set_ylabel("test images (%)")
@@ -83,9 +85,9 @@ def epoch_curves(history: Sequence[Mapping[str, Any]], path: Path) -> Path:
     return save(figure, path)
 
 
-def _label_points(axes: Axes, place: int, stage: Mapping[str, Any]) -> None:
+def _label_points(axes: Axes, place: int, stage: Mapping[str, Any], curves: Mapping[str, Curve]) -> None:
     """Percentages to the right of a stage's points, pushed apart where the points lie together."""
-    points = sorted((100 * float(stage[key]), CURVES[key][1]) for key in CURVES if key in stage)
+    points = sorted((100 * float(stage[key]), curves[key][1]) for key in curves if key in stage)
     heights = spread([value for value, _ in points], gap=5.5, low=1, high=101)
     for (value, colour), height in zip(points, heights, strict=True):
         axes.annotate(

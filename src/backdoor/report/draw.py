@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -17,6 +18,20 @@ CURVES = {
     "asr": ("ASR", ORANGE, "s", "--"),
     "r_acc": ("R-Acc", GREEN, "^", ":"),
 }
+
+MORE = ("#CC79A7", "#E69F00", "#56B4E9", "#999999")  # for the ASR of further triggers
+MORE_MARKERS = ("v", "D", "P", "X")
+Curve = tuple[str, str, str, str]
+
+
+def curves_of(entries: Iterable[Mapping[str, Any]]) -> dict[str, Curve]:
+    """metric -> (title, colour, marker, line) of what the entries hold: `CURVES`, and the ASR of further triggers."""
+    named = dict.fromkeys(key for entry in entries for key in entry if key.startswith("asr/"))
+    more = {
+        key: (f"ASR {key.removeprefix('asr/')}", MORE[place % len(MORE)], MORE_MARKERS[place % len(MORE)], "--")
+        for place, key in enumerate(named)
+    }
+    return {**CURVES, **more}
 
 
 def save(figure: Figure, path: Path) -> Path:

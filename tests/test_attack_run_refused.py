@@ -145,7 +145,7 @@ def test_damaged_files_are_named(finished, tmp_path):
     with pytest.raises(UserError, match=r"plan.npz is about other images"):
         finished_attack(run).plan(labels, 10, 0)
     (run / "plan.npz").write_bytes((run / "plan.npz").read_bytes()[:100])
-    with pytest.raises(UserError, match=r"attack.run=.*: plan.npz cannot be read; it is damaged"):
+    with pytest.raises(UserError, match=r"attack.run=.*plan.npz: expected an npz of plain arrays.*; it is damaged"):
         finished_attack(run).plan(labels, 10, 0)
     weights = run / "weights" / "victim.safetensors"
     whole = weights.read_bytes()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 
@@ -167,17 +166,3 @@ def test_external_refuses_what_is_not_there_or_not_known(tmp_path):
         External(model=str(tmp_path / "no.pt"))
     with pytest.raises(UserError, match=r"attack\.target"):
         External(trigger=Patch(pattern=GRID))
-
-
-def test_external_truth_rows(tmp_path):
-    (tmp_path / "rows.txt").write_text("3\n5\n")
-    assert External(poisoned_rows=str(tmp_path / "rows.txt")).read_truth(7).nonzero().flatten().tolist() == [3, 5]
-    np.savez(tmp_path / "rows.npz", rows=np.array([1, 9]))
-    with pytest.raises(UserError, match=r"attack\.poisoned_rows: expected rows from 0 to 6, got 1 to 9"):
-        External(poisoned_rows=str(tmp_path / "rows.npz")).read_truth(7)
-    np.savez(tmp_path / "bad.npz", rows=np.array([{"a": 1}], dtype=object))
-    with pytest.raises(UserError, match="expected an npz of plain arrays"):
-        External(poisoned_rows=str(tmp_path / "bad.npz")).read_truth(7)
-    (tmp_path / "words.txt").write_text("first\n")
-    with pytest.raises(UserError, match="expected a row number a line"):
-        External(poisoned_rows=str(tmp_path / "words.txt")).read_truth(7)

@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from backdoor.attacks.plan import save_npz
 from backdoor.checkpoint import load_weights, save_weights
+from backdoor.npz import save_npz
 from backdoor.stages.artifact import save_outcome
 from backdoor.stages.base import Outcome
 from backdoor.state import Split, State

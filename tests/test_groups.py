@@ -84,4 +84,4 @@ def test_rows_known_to_be_poisoned_count_as_the_users_own_data_do(command, tmp_p
     np.savez(tmp_path / "rows.npz", rows=np.arange(10), total=np.array(700))
     status, _, said = command(*words, "hydra.run.dir=other")
     assert status == 2
-    assert "attack.poisoned_rows: counts in 700 train rows, but these data have 1437" in said
+    assert f"attack.poisoned_rows={tmp_path / 'rows.npz'}: counts in 700 train rows, but these data have 1437" in said

@@ -14,10 +14,10 @@ import torch
 import yaml
 
 from backdoor.attacks import Poisoned
-from backdoor.attacks.plan import save_npz
 from backdoor.checkpoint import save_tensors
 from backdoor.data.sources import DataSet
 from backdoor.errors import UserError
+from backdoor.npz import save_npz
 from backdoor.report.curves import epoch_curves, stage_curves
 from backdoor.report.environment import environment
 from backdoor.report.figures import loss_histogram, trigger_gallery

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,8 +12,10 @@ from backdoor.attacks.aims import targets_of
 from backdoor.attacks.base import Means, Poisoned
 from backdoor.attacks.label_maps import AllToOne, LabelMap
 from backdoor.attacks.poison_only import PoisonOnly
+from backdoor.attacks.rows import named_rows, npz_rows
 from backdoor.data.sources import DataSet, load_images
 from backdoor.errors import UserError
+from backdoor.npz import open_npz
 from backdoor.stages.base import Stage
 from backdoor.state import AttackSet, Split, Truth
 from backdoor.triggers.base import Shape, Trigger
@@ -26,8 +27,8 @@ class External:
     Args:
         train: folder tree (a folder a class) or npz of the suspicious train set; None = the data set's own.
         test_attack: folder tree or npz of triggered test images under their TRUE classes; needs `target`.
-        poisoned_rows: npz (`rows` or `index`) or text file (a row number a line) of the rows known to be
-            poisoned. Only the evaluator reads it.
+        poisoned_rows: npz (`rows` or `index`, or a run's plan.npz) or text file (a row number a line) of the rows
+            known to be poisoned; they count in `train`, or in the data set's own. Only the evaluator reads it.
         model: a checkpoint (safetensors, or plain tensors saved by torch) to defend instead of training one.
         isolated: npz (`index`, optionally `score`, `images`, `labels`) of an earlier isolation. With images it
             is the train set by itself, so that unlearning needs no other data (ABL's "quick unlearning").
@@ -105,9 +106,10 @@ class External:
             train = loaded.open()
         if isolated is None:
             return train, None
-        arrays = read_npz(isolated, "attack.isolated")
         if path is None:
-            if "images" not in arrays or "labels" not in arrays:
+            with open_npz(isolated, "attack.isolated") as file:
+                names = set(file.files)
+            if not {"images", "labels"} <= names:
                 raise UserError(
                     f"attack.isolated={isolated}: holds no images and labels, so attack.train must name the data "
                     "that its index counts in"
@@ -117,7 +119,7 @@ class External:
             )
             split = images.open()
             return split, torch.ones(len(split), dtype=torch.bool)
-        return train, rows_mask(arrays, len(train), "attack.isolated")
+        return train, npz_rows(isolated, train, "attack.isolated")
 
     def read_attack(self, data: DataSet, test: Split, cache_dir: Path) -> tuple[Split, Tensor] | None:
         """The ASR set, from the user's files or from the known trigger."""
@@ -140,42 +142,11 @@ class External:
 
         Trusted rows have left `suspicious`, so a row is looked up by its `index`.
         """
-        own = self.paths["train"] is None and self.paths["isolated"] is None
-        mask = self.read_truth(data.train.count if own else len(suspicious))
-        return None if mask is None else mask[suspicious.index]
-
-    def read_truth(self, total: int) -> Tensor | None:
-        """bool (N,) of the rows known to be poisoned, or None."""
         path = self.path("poisoned_rows")
         if path is None:
             return None
-        if path.suffix == ".npz":
-            return rows_mask(read_npz(path, "attack.poisoned_rows"), total, "attack.poisoned_rows")
-        try:
-            rows = np.array([int(line) for line in path.read_text().split()], dtype=np.int64)
-        except ValueError as error:
-            raise UserError(f"attack.poisoned_rows={path}: expected a row number a line ({error})") from None
-        return rows_mask({"rows": rows}, total, "attack.poisoned_rows")
-
-
-def read_npz(path: Path, setting: str) -> dict[str, np.ndarray]:
-    """All arrays of an npz; pickled objects are refused."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except (ValueError, OSError, AttributeError) as error:
-        raise UserError(f"{setting}={path}: expected an npz of plain arrays ({error})") from None
-
-
-def rows_mask(arrays: dict[str, np.ndarray], total: int, setting: str) -> Tensor:
-    """bool (total,) from the array `rows` or `index`."""
-    rows = arrays.get("rows", arrays.get("index"))
-    if rows is None or rows.ndim != 1 or rows.dtype.kind not in "iu":
-        raise UserError(f"{setting}: expected one-dimensional integers named `rows` or `index`")
-    if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < total:
-        raise UserError(f"{setting}: expected rows from 0 to {total - 1}, got {rows.min()} to {rows.max()}")
-    if "total" in arrays and int(arrays["total"]) != total:
-        raise UserError(f"{setting}: counts in {int(arrays['total'])} train rows, but these data have {total}")
-    mask = torch.zeros(total, dtype=torch.bool)
-    mask[torch.from_numpy(rows.astype(np.int64))] = True
-    return mask
+        if self.paths["train"] is None and self.paths["isolated"] is None:
+            mask = named_rows(path, data.train.open(), "attack.poisoned_rows", data.train.digest)
+        else:
+            mask = named_rows(path, suspicious, "attack.poisoned_rows")
+        return mask[suspicious.index]

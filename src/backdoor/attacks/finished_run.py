@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -44,20 +43,12 @@ class FinishedRun(PoisonOnly):
         Raises:
             UserError: a damaged file, or one that is not about these labels int64 (N,).
         """
-        try:
-            plan = PoisonPlan.load(self.folder / "plan.npz")
-            rows, own = plan.rows, [tensor.dtype for tensor in (plan.rows, plan.labels, plan.role)]
-            whole = own == [torch.int64] * 3 and len(rows) == len(plan.labels) == len(plan.role)
-            whole = whole and len(rows.unique()) == len(rows) and bool(((rows >= 0) & (rows < plan.total)).all())
-        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
-            whole = False
-        if not whole:
-            raise UserError(f"{self.source}: plan.npz cannot be read; it is damaged or half written")
+        plan = PoisonPlan.load(self.folder / "plan.npz", SETTING, num_classes)
         if plan.roles != tuple(self.groups) or plan.total != len(labels) or not self.changes(plan, labels, num_classes):
             raise UserError(
                 f"{self.source}: plan.npz is about other images: {plan.total} train rows with roles "
-                f"{', '.join(plan.roles)}; these data have {len(labels)} and other labels or roles; set data.root to "
-                "the images of that run"
+                f"{', '.join(plan.roles)[:200]}; these data have {len(labels)} and other labels or roles; set "
+                "data.root to the images of that run"
             )
         return plan
 
@@ -99,7 +90,7 @@ class FinishedRun(PoisonOnly):
             UserError: other images than that run's, bit for bit.
         """
         self.plan(train.labels, data.num_classes, means.seed)  # a damaged file is refused here
-        theirs = PoisonPlan.digests(self.folder / "plan.npz")
+        theirs = PoisonPlan.digests(self.folder / "plan.npz", SETTING)
         if theirs and theirs != (data.train.digest, data.test.digest):
             raise UserError(
                 f"{self.source}: the images of data={data.name} are others than those of that run; set data.root "

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +13,12 @@ from torch import Tensor
 
 from backdoor.attacks.label_maps import LabelMap
 from backdoor.errors import UserError, suggest
+from backdoor.npz import PLAN_BYTES, Npz, open_npz, save_npz
 from backdoor.triggers.base import Trigger
 
 RATIO_BASES = ("train", "class", "eligible")
+MOST_ROWS = 10**9  # of a train split
+DAMAGED = "it is damaged, or was not written by a run"
 POOLS = ("all", "non_target", "target", "victims")
 
 
@@ -131,6 +132,7 @@ class PoisonPlan:
         role: int64 (P,), position in `roles`.
         roles: the groups' names.
         total: N, rows of the train split.
+        covers: those of `roles` whose rows are no poison; see `PoisonGroup`.
     """
 
     rows: Tensor
@@ -138,6 +140,7 @@ class PoisonPlan:
     role: Tensor
     roles: tuple[str, ...]
     total: int
+    covers: tuple[str, ...] = ()
 
     @staticmethod
     def none(total: int) -> PoisonPlan:
@@ -153,7 +156,7 @@ class PoisonPlan:
         return mask
 
     def save(self, path: Path, digests: Sequence[str] = ()) -> None:
-        """Write an npz (no pickle): rows, labels, role, roles, total, and the digests of the clean images."""
+        """Write an npz (no pickle): the fields, and the digests of the clean images, train and test."""
         save_npz(
             path,
             rows=self.rows.numpy(),
@@ -161,27 +164,58 @@ class PoisonPlan:
             role=self.role.numpy(),
             roles=np.array(self.roles, dtype=np.str_),
             total=np.array(self.total),
+            covers=np.array(self.covers, dtype=np.str_),
             digests=np.array(digests, dtype=np.str_),
         )
 
     @staticmethod
-    def digests(path: Path) -> tuple[str, ...]:
+    def digests(path: Path, setting: str = "plan") -> tuple[str, ...]:
         """What `save` was given; empty for a file from before it was."""
-        with np.load(path, allow_pickle=False) as file:
-            return tuple(str(one) for one in file["digests"]) if "digests" in file.files else ()
+        with open_npz(path, setting, limit=PLAN_BYTES, hint=DAMAGED) as file:
+            return names_in(file, "digests") if "digests" in file.files else ()
 
     @staticmethod
-    def load(path: Path) -> PoisonPlan:
-        """Read what `save` wrote."""
-        with np.load(path, allow_pickle=False) as file:
-            rows, labels, role = (torch.from_numpy(file[name]) for name in ("rows", "labels", "role"))
-            return PoisonPlan(rows, labels, role, tuple(str(name) for name in file["roles"]), int(file["total"]))
+    def load(path: Path, setting: str = "plan", num_classes: int | None = None) -> PoisonPlan:
+        """Read what `save` wrote; the file is not trusted.
+
+        Args:
+            num_classes: K; the labels must be below it.
+
+        Raises:
+            UserError: a file that cannot be read, or that is no plan.
+        """
+        with open_npz(path, setting, limit=PLAN_BYTES, hint=DAMAGED) as file:
+            rows, labels, role, total = (file[name] for name in ("rows", "labels", "role", "total"))
+            roles = names_in(file, "roles")
+            covers = names_in(file, "covers") if "covers" in file.files else ()
+        wrong = fault_of(rows, labels, role, total, len(roles), num_classes)
+        if wrong:
+            raise UserError(f"{setting}={path}: {wrong}; {DAMAGED}")
+        tensors = [torch.from_numpy(array) for array in (rows, labels, role)]
+        return PoisonPlan(tensors[0], tensors[1], tensors[2], roles, int(total), covers)
 
 
-def save_npz(path: Path, **arrays: np.ndarray) -> None:
-    """Write a compressed npz atomically."""
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(buffer.getvalue())
-    os.replace(temporary, path)
+def names_in(file: Npz, name: str) -> tuple[str, ...]:
+    """The words of an array."""
+    words = file[name]
+    if words.ndim != 1 or words.dtype.kind != "U" or not all(str(word).isprintable() for word in words):
+        raise UserError(f"{file.where}: {name}: expected words, got {words.dtype} {words.shape}; {DAMAGED}")
+    return tuple(str(word) for word in words)
+
+
+def fault_of(
+    rows: np.ndarray, labels: np.ndarray, role: np.ndarray, total: np.ndarray, roles: int, num_classes: int | None
+) -> str:
+    """What makes these arrays no plan; empty if nothing does."""
+    for name, array in {"rows": rows, "labels": labels, "role": role, "total": total}.items():
+        if array.dtype != np.int64 or array.ndim != (name != "total"):
+            return f"{name}: expected int64 {'()' if name == 'total' else '(P,)'}, got {array.dtype} {array.shape}"
+    if not len(rows) == len(labels) == len(role):
+        return f"expected as many rows as labels and roles, got {len(rows)}, {len(labels)} and {len(role)}"
+    if not 0 <= total <= MOST_ROWS:
+        return f"total: expected from 0 to {MOST_ROWS} rows, got {total}"
+    most = num_classes or np.iinfo(np.int64).max
+    for name, array, above in (("rows", rows, total), ("labels", labels, most), ("role", role, roles)):
+        if len(array) and not 0 <= array.min() <= array.max() < above:
+            return f"{name} out of range or negative: expected 0 to {above - 1}, got {array.min()} to {array.max()}"
+    return "" if len(np.unique(rows)) == len(rows) else "rows: a row is named twice"

@@ -74,7 +74,8 @@ class PoisonOnly:
             role.append(torch.full_like(drawn, number))
         if not rows:
             return PoisonPlan.none(len(labels))
-        return PoisonPlan(torch.cat(rows), torch.cat(new), torch.cat(role), tuple(self.groups), len(labels))
+        covers = tuple(name for name, group in self.groups.items() if group.cover)
+        return PoisonPlan(torch.cat(rows), torch.cat(new), torch.cat(role), tuple(self.groups), len(labels), covers)
 
     def poison(self, train: Split, plan: PoisonPlan) -> Split:
         """Carry out `plan` on `train`, whose images are written IN PLACE (a copy-on-write map or a private copy)."""

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from backdoor.data.pictures import ArrayPictures, npz_pictures, opened
+from backdoor.data.pictures import SAVED, ArrayPictures, npz_pictures
 from backdoor.data.sources import Parts, Source
 from backdoor.errors import UserError
+from backdoor.npz import open_npz
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +56,7 @@ class Arrays(Source):
 
     def check_both(self, path: Path) -> None:
         """Raises UserError unless the file has the arrays of both parts; says what else is in it."""
-        with opened(path, "data.train") as file:
+        with open_npz(path, "data.train", hint=SAVED) as file:
             names = list(file.files)
         missing = [name for name in BOTH if name not in names]
         if missing:

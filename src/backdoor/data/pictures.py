@@ -5,13 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +17,9 @@ from backdoor.data.decode import CHUNK_BYTES, DECODER, stamp_of
 from backdoor.data.imageset import Chunk
 from backdoor.data.reserve import Limit
 from backdoor.errors import UserError
+from backdoor.npz import open_npz
 
+SAVED = "write it with numpy.savez(path, images=..., labels=...)"
 LUMA = (19595, 38470, 7471)  # ITU-R 601 in 1/65536, the integers that PIL uses
 
 
@@ -116,7 +114,7 @@ def read_npz(path: Path, setting: str, part: str = "") -> tuple[np.ndarray, np.n
     Raises:
         UserError: not an npz, pickled objects, missing arrays, wrong dtype or shape.
     """
-    with opened(path, setting) as file:
+    with open_npz(path, setting, hint=SAVED) as file:
         prefix = f"{part}_" if part and not {"images", "labels"} <= set(file.files) else ""
         names = [f"{prefix}images", f"{prefix}labels"]
         if prefix and not any(name in file.files for name in names):
@@ -134,21 +132,6 @@ def read_npz(path: Path, setting: str, part: str = "") -> tuple[np.ndarray, np.n
             f"{setting}={path}: labels: expected integers ({len(images)},), got {labels.dtype} {labels.shape}"
         )
     return images, labels.astype(np.int64)
-
-
-@contextmanager
-def opened(path: Path, setting: str) -> Iterator[Any]:
-    """An npz without pickled objects; raises UserError for anything else, also while it is read."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            file.files  # noqa: B018  # a plain npy has none
-            yield file
-    except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile, zlib.error) as error:
-        reason = str(error).replace("\n", " ")
-        raise UserError(
-            f"{setting}={path}: expected an npz of plain arrays, without pickled objects ({reason}); "
-            "write it with numpy.savez(path, images=..., labels=...)"
-        ) from None
 
 
 def to_nchw(images: np.ndarray, where: str) -> np.ndarray:

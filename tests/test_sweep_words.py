@@ -113,6 +113,15 @@ REFUSED = {
     "attack.ratio=range(0.0,1e9,0.1)": "found more",
     "hydra.verbose=true,false": "Hydra's own settings are the sweep's and not a job's",
     "hydra.sweeper.max_batch_size=0": "expected a whole number of at least 1",
+    "hydra.sweeper.params={seed:null}": "hydra.sweeper.params={seed:null}: Hydra cannot take it",
+    "+hydra.sweeper.params.seed='1,2'": "+hydra.sweeper.params.seed='1,2': Hydra cannot take it (Unexpected type",
+    "hydra.sweeper=null": "hydra.sweeper=None: expected a plugin of Hydra's; choose one with hydra/sweeper=NAME",
+    "hydra.sweeper._target_=os.system": "hydra.sweeper._target_=os.system: expected a plugin",
+    "hydra.launcher=5": "hydra.launcher=5: expected a plugin of Hydra's; choose one with hydra/launcher=NAME",
+    "hydra.launcher._target_=os.system": "hydra.launcher._target_=os.system: expected a plugin",
+    "hydra/launcher=null": "hydra/launcher=null: Hydra cannot take it",
+    "+hydra.callbacks.x=1": "+hydra.callbacks.x=1: Cannot instantiate config of type int.",
+    "+hydra.callbacks.x._target_=os.system": "hydra.callbacks.x: Target 'os.system' is blocklisted",
     "hydra.sweep.dir=": "expected a folder to write into",
     "hydra.sweep.dir=file": "expected a writable folder, got: File exists",
     "hydra.sweep.dir=file/below": "expected a writable folder, got: Not a directory",
@@ -134,6 +143,13 @@ def test_no_word_of_a_sweep_is_ignored_or_leads_elsewhere(command, tmp_path, wor
     assert REFUSED[word] in errors
     assert {path.name for path in tmp_path.iterdir()} <= {"file", "sweep"}
     assert not [path for path in tmp_path.rglob("*") if path.is_dir() and path.name != "sweep"]
+
+
+@pytest.mark.parametrize("word", ["hydra=null", "hydra.sweeper.params={seed:1}", "hydra.verbose=5"])
+def test_nor_does_a_word_that_hydra_cannot_take_end_a_single_run_with_a_traceback(command, tmp_path, word):
+    status, _, errors = command("threads=1", "trainer=debug", "defense=none", word)
+    assert (status, len(errors.splitlines())) == (2, 1), errors
+    assert errors.startswith(f"error: {word}: Hydra cannot take it (")
 
 
 @pytest.mark.parametrize("word", ["data.name=../../x", "attack.name=a/b", "defense.name='.'", "data.name='a\nb'"])

@@ -23,6 +23,7 @@ from yaml import MarkedYAMLError
 
 from backdoor.cli_check import Command
 from backdoor.errors import UserError, suggest
+from backdoor.hydra_words import BY_THE_WAY, hydra_words, raised_by_hydra, refused_word
 
 FULL = {errno.ENOSPC, errno.EDQUOT}
 NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS}
@@ -166,6 +167,11 @@ def _instantiation(error: InstantiationException, command: Command | None) -> st
     cause = error.__cause__
     if text.startswith("Error locating target"):
         return f"{key}._target_: {text.splitlines()[0].partition(', set env')[0]}"
+    if text.startswith("Target '"):  # Hydra itself refuses to call it
+        return f"{key}: {text.partition('full_key: ')[0]}"
+    if text.startswith("Cannot instantiate"):  # a value where Hydra instantiates each key
+        words = hydra_words(command) if command else []
+        return next((f"{one}: {text}" for one in words if one.lstrip("+").startswith("hydra.callbacks")), None)
     # A call with wrong arguments fails in the caller's frame: nothing deeper was entered.
     called = cause is not None and cause.__traceback__ is not None and cause.__traceback__.tb_next is None
     return f"{key}: {cause}" if called and isinstance(cause, TypeError) else None
@@ -194,23 +200,12 @@ def _os_error(error: OSError, command: Command | None) -> str | None:
     name = f"'{error.filename}'" if error.filename else "writing"
     if error.errno in FULL:
         return _disk_full(name)
-    if _raised_by_hydra(error) and error.errno in NOT_WRITABLE | NOT_A_FOLDER:
+    if raised_by_hydra(error) and error.errno in NOT_WRITABLE | NOT_A_FOLDER:
         what = f"hydra.run.dir: cannot write {name} ({error.strerror})"
         return f"{what}; set it (hydra.sweep.dir with -m) to a writable folder"
     if error.errno in NOT_WRITABLE:
         return f"{name}: {error.strerror}; hydra.run.dir and store.dir must be writable, data readable"
     return None
-
-
-def _raised_by_hydra(error: BaseException) -> bool:
-    """Whether Hydra itself, while it set up a run, made the call that failed."""
-    trace, last = error.__traceback__, ""
-    while trace is not None:
-        module = str(trace.tb_frame.f_globals.get("__name__", ""))
-        if module.startswith(("hydra.", "backdoor.")):
-            last = module
-        trace = trace.tb_next
-    return last.startswith("hydra.") and "instantiate" not in last
 
 
 _Teller = Callable[[Any, Command | None], str | None]
@@ -227,6 +222,7 @@ _TELLERS: tuple[tuple[type[BaseException], _Teller], ...] = (
     (InterpolationResolutionError, _interpolation),
     (MarkedYAMLError, _yaml),
     (OSError, _os_error),
+    *((kind, refused_word) for kind in BY_THE_WAY),
 )
 _PHRASES: tuple[tuple[str, Callable[[re.Match[str], Command | None], str | None]], ...] = (
     (r"Ambiguous value for argument '(?P<word>.+)'", _several_values),

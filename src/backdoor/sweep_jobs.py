@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 
 from backdoor.cli_check import Command
 from backdoor.errors import UserError
+from backdoor.hydra_words import check_plugin
 from backdoor.list import groups
 from backdoor.plugins import package_dirs
 
@@ -24,8 +25,15 @@ Groups = Callable[[], Mapping[str, Collection[str]]]
 
 
 def sweeper_of(command: Command) -> DictConfig:
-    """The `hydra.sweeper` node of a command's config; raises what Hydra raises if its first job cannot be composed."""
-    return command.compose(first_words(command.overrides)).hydra.sweeper
+    """The `hydra.sweeper` node of a command's config; raises what Hydra raises if its first job cannot be composed.
+
+    Raises:
+        UserError: as `check_plugin`, of the sweeper and of the launcher.
+    """
+    own = command.compose(first_words(command.overrides)).hydra
+    check_plugin("sweeper", own.sweeper)
+    check_plugin("launcher", own.launcher)
+    return own.sweeper
 
 
 def all_words(command: Command, sweeper: DictConfig | None = None) -> list[tuple[str, ...]]:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from backdoor.attacks import PoisonPlan
 from backdoor.errors import UserError
 from backdoor.finished import read_run
 from conftest import QUICK, read_json
@@ -74,6 +75,24 @@ def test_a_defense_on_a_run_has_the_numbers_of_a_run_of_its_own(finished, tmp_pa
     assert read_json(tmp_path / "whole")["final"]["asr"] == ours["final"]["asr"]
     left, right = ((tmp_path / run / "weights" / "finetune.safetensors").read_bytes() for run in ("whole", "run"))
     assert left == right
+
+
+def test_a_clean_run_is_a_run_to_defend(tmp_path):
+    planting = (*QUICK, "attack=none", *FEW, "reserved=0.1", f"hydra.run.dir={tmp_path / 'clean'}")
+    status, said = in_process(tmp_path / "first", *planting)
+    assert status == 0, said
+    words = (f"attack.run={tmp_path / 'clean'}", "attack=external", "trainer=debug", "threads=1", "defense=ft")
+    status, said = in_process(tmp_path / "empty store", *words, f"hydra.run.dir={tmp_path / 'run'}")
+    assert status == 0, said
+    theirs, ours = read_json(tmp_path / "clean"), read_json(tmp_path / "run")
+    assert ours["attack"] == "none"
+    assert ours["stages"][0]["c_acc"] == theirs["stages"][0]["c_acc"]
+    assert [stage["name"] for stage in ours["stages"]] == ["victim", "finetune"]
+    assert not {"asr", "r_acc", "der"} & set(ours["final"])
+    assert not (tmp_path / "empty store" / "victim").exists()
+    PoisonPlan.none(269).save(tmp_path / "clean" / "plan.npz")
+    with pytest.raises(UserError, match=r"plan.npz is about other images: 269 train rows with roles"):
+        prepared(tmp_path / "empty store", tmp_path / "other", *words)
 
 
 def test_a_sweep_over_defenses_is_checked_before_its_first_job(finished, tmp_path, monkeypatch):

@@ -89,12 +89,34 @@ def test_folders_that_are_no_finished_run_are_refused(finished, tmp_path):
     assert "that run is not finished (state: failed)" in refusal(run)
     (run / "status.json").write_text('{"state": "do')
     assert "status.json cannot be read; it is damaged or half written" in refusal(run)
-    clean = changed(finished, tmp_path / "clean", lambda run: run.update(attack={"_target_": PLANTS, "name": "none"}))
-    assert "that run planted nothing (attack=none)" in refusal(clean)
+    other = {"_target_": "backdoor.attacks.External", "name": "external"}
+    given = changed(finished, tmp_path / "given", lambda run: run.update(attack=other))
+    assert "that run planted nothing itself (attack=external)" in refusal(given)
+    line = changed(finished, tmp_path / "line", lambda run: run["attack"].update(groups=["poison"]))
+    assert "attack.groups that are no mapping" in refusal(line)
+    with pytest.raises(UserError, match=r"attack.run=: expected the folder of a finished run, got nothing; name it"):
+        run_words(["attack=external", "attack.run="])
     half = changed(finished, tmp_path / "half", lambda run: run.pop("model"))
     assert "config.yaml has no model" in refusal(half)
     (half / "config.yaml").write_text("data: [")
     assert "config.yaml cannot be read" in refusal(half)
+
+
+def test_a_config_of_ones_own_is_refused_with_the_ways_that_work(finished, tmp_path):
+    own = tmp_path / "conf"
+    (own / "attack").mkdir(parents=True)
+    (own / "attack" / "mine.yaml").write_text("name: mine\n")
+    shutil.copyfile(finished / "config.yaml", own / "config.yaml")
+    mine = changed(finished, tmp_path / "mine", lambda run: run["model"].update(_target_="mine.Network"))
+    for place, said in (
+        (own / "attack" / "mine.yaml", "is a file; expected the folder of a finished run"),
+        (own, "holds no status.json; expected the folder of a finished run"),
+        (mine, "names model._target_=mine.Network, which no installed conf/ names; refused"),
+    ):
+        line = refusal(place)
+        assert said in line
+        assert "--config-dir=ITS_FOLDER attack=NAME" in line
+        assert "entry point backdoor.conf" in line
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,11 @@ OPEN = ("attack", SETTING, "data.root", "data.train", "data.test", "data.downloa
 PLACES = {"label_map": "attack.label_map", "data": "data.name"}
 GROUPS = ("attack", "trigger", "label_map", "data", "model", "experiment")
 PLANTS, FINISHED = "backdoor.attacks.PoisonOnly", "backdoor.attacks.FinishedRun"
+WHOLE = "expected the folder of a finished run"
+OWN = (  # the ways that work for a config that is not the package's
+    "a config of your own works in a command with this defense and --config-dir=ITS_FOLDER attack=NAME (or data=, "
+    "model=), or installed as a package (entry point backdoor.conf)"
+)
 WORD = re.compile(r"\w+")
 
 
@@ -131,14 +136,18 @@ def differing(one: Any, other: Any) -> Any:
 
 
 def read_run(name: str) -> dict[str, Any]:
-    """The config of a finished run with an attack and a victim; the folder is not trusted.
+    """The config of a finished run with a victim; the folder is not trusted.
 
     Raises:
         UserError: anything else.
     """
     folder, source = Path(name).expanduser(), f"{SETTING}={name}"
+    if not name.strip():
+        raise UserError(f"{source}: {WHOLE}, got nothing; name it, or leave {SETTING} out")
+    if folder.is_file():
+        raise UserError(f"{source}: is a file; {WHOLE}; {OWN}")
     if not folder.is_dir():
-        raise UserError(f"{source}: no such folder; expected the folder of a finished run")
+        raise UserError(f"{source}: no such folder; {WHOLE}")
     status = read_text(folder, source, "status.json", json.loads)
     if status.get("state") != "done":
         raise UserError(
@@ -160,19 +169,21 @@ def read_run(name: str) -> dict[str, Any]:
 
 
 def check_attack(attack: dict[str, Any], folder: Path, source: str) -> None:
-    """Raises UserError for a run that planted nothing, or whose victim is not in its folder."""
+    """Raises UserError for a run whose attack is not its own, or whose victim is not in its folder."""
     first = attack.get("run")
     if first is not None:
         raise UserError(f"{source}: that run itself took its victim from {SETTING}={first}; name that one")
     check_safe({key: value for key, value in attack.items() if key != "stages"}, source, "attack")
-    if attack.get("_target_") != PLANTS or not attack.get("groups"):
+    if attack.get("_target_") != PLANTS:
         raise UserError(
-            f"{source}: that run planted nothing (attack={attack.get('name')}); expected a run with an attack of its "
-            "own, else give attack.train= and attack.model="
+            f"{source}: that run planted nothing itself (attack={attack.get('name')}); expected a run with an attack "
+            "of its own or attack=none, else give attack.train= and attack.model="
         )
+    if not isinstance(attack.get("groups") or {}, dict):
+        raise UserError(f"{source}: config.yaml has attack.groups that are no mapping; refused")
     for file in ("plan.npz", "weights/victim.safetensors"):
         if not (folder / file).is_file():
-            raise UserError(f"{source}: holds no {file}; expected a run that planted a backdoor and has its victim")
+            raise UserError(f"{source}: holds no {file}; expected a run that trained a victim")
 
 
 def read_text(folder: Path, source: str, file: str, parse: Any) -> dict[str, Any]:
@@ -180,7 +191,7 @@ def read_text(folder: Path, source: str, file: str, parse: Any) -> dict[str, Any
     try:
         value = parse((folder / file).read_text())
     except FileNotFoundError:
-        raise UserError(f"{source}: holds no {file}; expected the folder of a finished run") from None
+        raise UserError(f"{source}: holds no {file}; {WHOLE}; {OWN}") from None
     except (OSError, ValueError, yaml.YAMLError):
         raise UserError(f"{source}: {file} cannot be read; it is damaged or half written") from None
     if not isinstance(value, dict):
@@ -197,7 +208,7 @@ def check_safe(value: Any, source: str, place: str) -> None:
     """
     for key, one in leaves(value, place):
         if key.endswith("._target_") and one not in known_targets():
-            raise UserError(f"{source}: config.yaml names {key}={one}, which no installed conf/ names; refused")
+            raise UserError(f"{source}: config.yaml names {key}={one}, which no installed conf/ names; refused; {OWN}")
         if isinstance(one, str) and "${" in one:
             raise UserError(f"{source}: config.yaml holds {key}={one}; expected plain values; refused")
 

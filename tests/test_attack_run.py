@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -11,6 +12,7 @@ from omegaconf import OmegaConf
 from backdoor.attacks import PoisonPlan
 from backdoor.errors import UserError
 from backdoor.finished import read_run
+from backdoor.npz import save_npz
 from conftest import QUICK, read_json
 from helpers_finished import changed, prepared
 from helpers_finished import finished as finished  # a fixture
@@ -30,6 +32,8 @@ def test_poison_and_tests_are_the_runs_bit_for_bit_and_nothing_is_trained(tmp_pa
     status, said = in_process(tmp_path / "first", *planting, f"hydra.run.dir={tmp_path / 'run'}")
     assert status == 0, said
     first, trusted = prepared(tmp_path / "first", tmp_path / "again", *planting)
+    with np.load(tmp_path / "run" / "plan.npz") as file:  # as older runs wrote it, without covers
+        save_npz(tmp_path / "run" / "plan.npz", **{name: file[name] for name in file.files if name != "covers"})
     words = ("trainer=debug", "attack=external", f"attack.run={tmp_path / 'run'}", "defense=ft")
     second, same = prepared(tmp_path / "second", tmp_path / "taken", *words)
     for one, other in (
@@ -44,6 +48,8 @@ def test_poison_and_tests_are_the_runs_bit_for_bit_and_nothing_is_trained(tmp_pa
     assert len(first.truth.attacks) == len(second.truth.attacks) == 1
     assert torch.equal(first.truth.attacks["poison"].original, second.truth.attacks["poison"].original)
     assert first.truth.targets == second.truth.targets
+    assert first.plan.covers == second.plan.covers
+    assert bool(second.plan.covers) == (attack in ("wanet", "inputaware"))
     assert first.tensors.keys() == second.tensors.keys()
     assert second.checkpoint == tmp_path / "run" / "weights" / "victim.safetensors"
     assert not [path for path in (tmp_path / "second").glob("*/*") if path.parent.name in ("stage", "victim")]

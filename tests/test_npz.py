@@ -16,6 +16,7 @@ import torch
 
 from backdoor.attacks import PoisonPlan
 from backdoor.attacks.rows import named_rows
+from backdoor.data.pictures import read_npz
 from backdoor.errors import UserError
 from backdoor.npz import PLAN_BYTES, open_npz, save_npz
 from backdoor.state import Split
@@ -142,6 +143,16 @@ def test_a_pipe_is_not_waited_for(tmp_path):
     for path, said in ((tmp_path / "plan.npz", "no regular file"), (tmp_path / "none.npz", "no such file")):
         with pytest.raises(UserError, match=said):
             PoisonPlan.load(path)
+
+
+def test_images_larger_than_the_memory_are_not_unpacked(tmp_path):
+    path, head = tmp_path / "images.npz", claiming("(100000000, 3, 1000, 1000)", "|u1")
+    with zipfile.ZipFile(path, "w") as made:
+        made.writestr("images.npy", head)
+        made.infolist()[0].file_size = len(head) + 3 * 10**14  # what the directory at the end of the file will say
+        made.writestr("labels.npy", npy(np.zeros(3, dtype=np.int64)))
+    with pytest.raises(UserError, match=rf"data.train={path}: .*images.npy has 300,000,000,000,088 bytes; at most"):
+        read_npz(path, "data.train")
 
 
 def test_an_error_of_the_reader_is_not_taken_for_the_files(tmp_path):

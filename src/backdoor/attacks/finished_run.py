@@ -50,7 +50,7 @@ class FinishedRun(PoisonOnly):
                 f"{', '.join(plan.roles)[:200]}; these data have {len(labels)} and other labels or roles; set "
                 "data.root to the images of that run"
             )
-        return plan
+        return replace(plan, covers=self.covers())  # an older plan does not tell them
 
     def changes(self, plan: PoisonPlan, labels: Tensor, num_classes: int) -> bool:
         """Whether the plan's labels are what each group makes of the clean ones."""

@@ -74,8 +74,12 @@ class PoisonOnly:
             role.append(torch.full_like(drawn, number))
         if not rows:
             return PoisonPlan.none(len(labels))
-        covers = tuple(name for name, group in self.groups.items() if group.cover)
-        return PoisonPlan(torch.cat(rows), torch.cat(new), torch.cat(role), tuple(self.groups), len(labels), covers)
+        roles = tuple(self.groups)
+        return PoisonPlan(torch.cat(rows), torch.cat(new), torch.cat(role), roles, len(labels), self.covers())
+
+    def covers(self) -> tuple[str, ...]:
+        """The groups whose rows are no poison."""
+        return tuple(name for name, group in self.groups.items() if group.cover)
 
     def poison(self, train: Split, plan: PoisonPlan) -> Split:
         """Carry out `plan` on `train`, whose images are written IN PLACE (a copy-on-write map or a private copy)."""
@@ -161,7 +165,7 @@ class PoisonOnly:
         truth = Truth(
             test_clean=test,
             attacks={name: attack_set(test, data.num_classes, aim) for name, aim in aims.items()},
-            poisoned=plan.mask(without=[name for name, group in self.groups.items() if group.cover]),
+            poisoned=plan.mask(without=plan.covers),
             clean_labels=train.labels,
             targets=targets_of(aim.label_map for aim in aims.values()),
         )

@@ -19,7 +19,7 @@ from backdoor.data.reserve import Limit
 from backdoor.errors import UserError
 from backdoor.npz import open_npz
 
-SAVED = "write it with numpy.savez(path, images=..., labels=...)"
+SAVED = "write it with numpy.savez(path, images=..., labels=...), or give a folder of images"
 LUMA = (19595, 38470, 7471)  # ITU-R 601 in 1/65536, the integers that PIL uses
 
 

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import subprocess
 import sys
-from contextlib import redirect_stderr, redirect_stdout
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +41,24 @@ def finish(process: subprocess.Popen[str]) -> str:
 
 def stage(folder: Path, name: str) -> dict[str, Any]:
     return next(entry for entry in read_json(folder)["stages"] if entry["name"] == name)
+
+
+@contextmanager
+def stopping(stop: signal.Signals, when: Callable[[], bool]) -> Iterator[None]:
+    """Sends `stop` to this process, once, when it is time."""
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not when() and not ended.is_set():
+            time.sleep(0.02)
+        if not ended.is_set():
+            os.kill(os.getpid(), stop)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    yield
+    ended.set()
+    thread.join()
 
 
 def in_process(cache: Path, *words: str) -> tuple[int, str]:

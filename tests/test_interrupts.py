@@ -6,17 +6,15 @@ import json
 import os
 import signal
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from backdoor import appearance
 from conftest import QUICK, read_json
-from helpers_run import start
+from helpers_run import start, stopping
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs the signals of POSIX")
 
@@ -40,24 +38,6 @@ def trains(folder: Path) -> bool:
         return "epoch" in json.loads((folder / "status.json").read_text())
     except (OSError, ValueError):
         return False
-
-
-@contextmanager
-def stopping(stop: signal.Signals, when: Callable[[], bool]) -> Iterator[None]:
-    """Sends `stop` to this process, once, when it is time."""
-    ended = threading.Event()
-
-    def watch() -> None:
-        while not when() and not ended.is_set():
-            time.sleep(0.02)
-        if not ended.is_set():
-            os.kill(os.getpid(), stop)
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    yield
-    ended.set()
-    thread.join()
 
 
 @pytest.mark.parametrize("stop", STOPS)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import socket
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,8 +15,10 @@ from typing import Any
 import pytest
 
 from backdoor.errors import UserError
+from backdoor.interrupts import Stopped, stoppable
 from backdoor.launching import enter
 from conftest import QUICK, RunCli, read_json
+from helpers_run import stopping
 from hydra_plugins.backdoor_joblib.launcher import JoblibLauncher
 from hydra_plugins.backdoor_ray import launcher as ray_launcher
 from hydra_plugins.backdoor_ray.launcher import RayLauncher
@@ -110,6 +114,49 @@ def test_a_ray_worker_that_dies_fails_its_job_alone(tmp_path, monkeypatch):
     assert isinstance(results[1], RuntimeError)
     assert str(results[1]).startswith("its process died: ")
     assert isinstance(results[2], KeyError)
+
+
+def stopped(launcher: Any, folder: Path) -> list[Path]:
+    """The processes of two calls without an end, whose sweep was stopped by SIGTERM once one had begun."""
+
+    def call(name: str) -> None:
+        import os
+        import time
+
+        (folder / name).write_text(str(os.getpid()))
+        time.sleep(600)
+
+    names = [folder / "a", folder / "b"]
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the test's cluster has put a handler of its own there
+    with stopping(signal.SIGTERM, lambda: any(map(written, names))), pytest.raises(Stopped), stoppable():
+        launcher.run_all(call, [(name.name,) for name in names], folder)
+    return [Path("/proc") / name.read_text() for name in names if name.exists()]
+
+
+def written(file: Path) -> bool:
+    """Whether it is there and holds something."""
+    return file.exists() and file.stat().st_size > 0
+
+
+def soon(true: Callable[[], bool]) -> bool:
+    """Whether it becomes true within seconds."""
+    until = time.monotonic() + 30
+    while not true() and time.monotonic() < until:
+        time.sleep(0.1)
+    return true()
+
+
+@needs_ray
+def test_ray_tasks_end_with_their_sweep(cluster, tmp_path):
+    tasks = stopped(RayLauncher(address=cluster, num_cpus=0.5), tmp_path)
+    assert soon(lambda: not any(task.exists() for task in tasks))
+
+
+@on_slurm
+def test_slurm_jobs_end_with_their_sweep(tmp_path):
+    jobs = stopped(SlurmLauncher(timeout_min=5, cpus_per_task=1), tmp_path)
+    assert soon(lambda: not any(job.exists() for job in jobs))
+    assert soon(lambda: slurm_launcher.queue() == set())
 
 
 @needs_ray

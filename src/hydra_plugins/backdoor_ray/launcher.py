@@ -129,7 +129,8 @@ def result_of(reference: Any) -> Any:
     import ray
 
     try:
-        return ray.get(reference)
+        # Waits in Python: what a signal raises within `ray.get`, native code can turn into a SystemError.
+        return reference.future().result()
     except ray.exceptions.RayTaskError as error:
         return error.cause
     except ray.exceptions.RayError as error:

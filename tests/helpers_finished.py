@@ -39,12 +39,19 @@ def prepared(cache: Path, folder: Path, *words: str) -> tuple[Poisoned, Split | 
     return job.poison(data, job.context(data))[:2]
 
 
+class NoAliases(yaml.SafeDumper):
+    """Writes what is in two places twice, as a run does."""
+
+    def ignore_aliases(self, data: object) -> bool:
+        return True
+
+
 def changed(source: Path, folder: Path, change: Callable[[dict], None]) -> Path:
     """A copy of a run whose config.yaml somebody wrote to."""
     shutil.copytree(source, folder)
     run = yaml.safe_load((folder / "config.yaml").read_text())
     change(run)
-    (folder / "config.yaml").write_text(yaml.safe_dump(run))
+    (folder / "config.yaml").write_text(yaml.dump(run, Dumper=NoAliases))
     return folder
 
 

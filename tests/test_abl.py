@@ -138,9 +138,6 @@ def test_joint_ascent_lets_go_of_a_row_at_the_ceiling(monkeypatch):
         loss.backward()
         assert loss.item() == pytest.approx(value)
         assert losses.grad[[0, 3]].tolist() == slope
-    for bad in (0, -1, "high"):
-        with pytest.raises(UserError, match=f"ceiling={bad}: expected a cross-entropy above 0"):
-            JointAscent(model=Tiny(), state=state, lr=0.1, ceiling=bad)
 
 
 @pytest.mark.parametrize(

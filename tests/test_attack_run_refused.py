@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -130,6 +131,11 @@ def test_a_config_of_ones_own_is_refused_with_the_ways_that_work(finished, tmp_p
         ("attack._target_", "backdoor.attacks.External", "that run planted nothing"),
         ("model.width", "${oc.env:HOME}", "holds model.width=.*expected plain values"),
         ("seed", "${oc.env:HOME}", "holds seed="),
+        ("model._target_", ["os.system"], "holds model._target_=.*expected a dotted name"),
+        ("model._target_", [], "holds model._target_="),
+        ("data._target_", {"_target_": "os.system"}, "holds data._target_="),
+        ("model._partial_", True, "holds model._partial_=True, which no such part needs"),
+        ("attack.trigger._recursive_", False, "holds attack.trigger._recursive_=False"),
         ("data.name", "digits hydra.run.dir", "expected the name of a choice"),
     ],
 )
@@ -143,6 +149,31 @@ def test_what_could_run_code_is_refused(finished, tmp_path, place, value, said):
     folder = changed(finished, tmp_path / "run", poison)
     with pytest.raises(UserError, match=said):
         read_run(str(folder))
+
+
+ALIASES = "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12))
+FOREIGN = {
+    "a0: &a0 [x, x]\n" + ALIASES: "holds an alias in line 2; expected plain values",
+    "model: &m {more: *m}\n": "holds an alias in line 1",
+    "more: !!python/object/apply:os.mkdir [hi]\n": "holds a tag in line 1",
+    "more: !!binary aGk=\n": "holds a tag",
+    "more: " + "[" * 400 + "]" * 400 + "\n": "has more than 32 levels",
+    "more: " + "{a: " * 40_000 + "}" * 40_000 + "\n": "has more than 32 levels",
+    "more: '" + "x" * 300_000 + "'\n": "has more than 256 kB",
+    "a: 1\n---\nb: 1\n": "cannot be read",
+    "? [a]\n: 1\n": "cannot be read",
+    "seed: 2020-13-45\n": "has no attack",  # no date: a text
+}
+
+
+@pytest.mark.parametrize("text", FOREIGN, ids=range(len(FOREIGN)))
+def test_yaml_that_is_more_than_plain_values_is_refused_at_once(tmp_path, text):
+    (tmp_path / "status.json").write_text('{"state": "done"}')
+    (tmp_path / "config.yaml").write_text(text)
+    started = time.process_time()
+    with pytest.raises(UserError, match=FOREIGN[text]):
+        read_run(str(tmp_path))
+    assert time.process_time() - started < 5
 
 
 def test_every_attack_of_the_package_is_known(finished):

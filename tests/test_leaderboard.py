@@ -69,9 +69,9 @@ def without(name: str) -> str:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (json.dumps(record())[:300], "damaged or half-written"),
-        ("", "damaged or half-written"),
-        ("[" * 100_000, "damaged or half-written"),
+        (json.dumps(record())[:300], "damaged or half written"),
+        ("", "damaged or half written"),
+        ("[" * 100_000, "damaged or half written"),
         ("[1, 2]", "no record of a run"),
         (json.dumps(record(schema=1)), "schema 1, expected 2: made by an older backdoor; run it again"),
         (json.dumps(record(schema=3)), "schema 3, expected 2: made by a newer backdoor; update this one"),

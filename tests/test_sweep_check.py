@@ -44,7 +44,7 @@ def test_a_bad_value_in_the_second_job_stops_the_sweep(run_cli: RunCli, tmp_path
     said = done.stderr.splitlines()
     assert len(said) == 1
     assert said[0].startswith("error: job 1 (")
-    assert "seed=3 attack.ratio=2): attack.ratio=2: expected a share from 0 to 1" in said[0]
+    assert "seed=3 attack.ratio=2): attack.ratio=2: expected a number from 0 to 1" in said[0]
     assert list(here.iterdir()) == []
     assert not cache.exists()
 
@@ -58,15 +58,15 @@ def test_a_good_sweep_runs(run_cli: RunCli, tmp_path: Path) -> None:
 
 
 BAD = {
-    "attack.ratio=2": "attack.ratio=2: expected a share",
+    "attack.ratio=2": "attack.ratio=2: expected a number from 0 to 1",
     "attack.target=10": "attack.target=10: expected a class from 0 to 9",
     "data=gtsrb attack.target=43": "attack.target=43: expected a class from 0 to 42",
     "attack.trigger.size=40": "attack.trigger.size: expected a trigger that fits 32x32",
     "victim.module.schedule=cosin": "victim: schedule=cosin: did you mean 'cosine'",
-    "victim.module.lr=-1": "victim: lr=-1: expected a number of at least 0",
-    "victim.epochs=-3": "victim: epochs=-3: expected at least 1",
+    "victim.module.lr=-1": "victim.module.lr=-1: expected a number of at least 0",
+    "victim.epochs=-3": "victim.epochs=-3: expected a whole number of at least 1",
     "defense.stages.finetune.augment=crops": "defense.stages.finetune: augment=crops: did you mean 'crop'",
-    "defense.isolation_ratio=3": "defense.stages.isolate: defense.isolation_ratio=3: expected a share",
+    "defense.isolation_ratio=3": "defense.isolation_ratio=3: expected a number between 0 and 1",
     "~defense.stages.isolate": "defense=abl: stage finetune needs suspect",
     "defense=abl_unlearn reserved=0.1": "defense=abl_unlearn: stage control needs suspect",
     "model.depth=17": "model.depth=17: expected 6n + 4",
@@ -74,8 +74,8 @@ BAD = {
     "data.channels=2": "data.channels=2: expected 1 or 3",
     "trainer.device=gpu7": "trainer.device=gpu7: not available here",
     "trainer.max_epochs=-1": "trainer.max_epochs=-1: expected a whole number of at least 1",
-    "trainer.monitor_images=null": "trainer.monitor_images=None: expected a whole number",
-    "threads=0": "threads=0: expected a whole number of at least 1",
+    "trainer.monitor_images=null": "trainer.monitor_images=null: expected a whole number",
+    "threads=0": "threads=0: expected a whole number from 1 to 1024",
     "seed=first": "seed=first: expected a whole number",
     "reserved=1.5": "reserved: expected a number of rows",
     "logger=wandb logger.wandb.mode=on": "logger.wandb.mode: expected one of",
@@ -126,10 +126,24 @@ def test_references_to_the_running_job_are_left_to_it() -> None:
     assert not waits_for_hydra(ValueError("seed"))
 
 
-def test_an_error_without_a_line_keeps_its_traceback_and_names_the_job(command: Any) -> None:
-    with pytest.raises(Exception, match="WideResNet") as raised:
-        command("-m", "data=digits", "model.widen=1,wide")
-    assert raised.value.__notes__ == ["job 1 (data=digits model.widen=wide) cannot run"]
+BROKEN = """
+from torch import nn
+
+
+class Broken(nn.Module):
+    def __init__(self, **settings):
+        raise KeyError("a bug")
+"""
+
+
+def test_an_error_without_a_line_keeps_its_traceback_and_names_the_job(
+    command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "broken_model.py").write_text(BROKEN)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(Exception, match="Broken") as raised:
+        command("-m", "data=digits", "model._target_=backdoor.models.WideResNet,broken_model.Broken")
+    assert raised.value.__notes__ == ["job 1 (data=digits model._target_=broken_model.Broken) cannot run"]
 
 
 def test_asking_for_help_is_no_sweep() -> None:

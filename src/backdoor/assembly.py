@@ -14,27 +14,18 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from backdoor.attacks import Attack, Poisoned
+from backdoor.checking import check_types
 from backdoor.context import Hardware, RunContext
 from backdoor.data.reserve import check_reserved
 from backdoor.data.sources import DataSet, Source
 from backdoor.digest import split_digest
-from backdoor.errors import UserError, check_whole
-from backdoor.report.loggers import RunLogger
+from backdoor.errors import UserError
+from backdoor.report.loggers import Loggers, RunLogger
+from backdoor.report.memory import total_memory
+from backdoor.settings import Settings
 from backdoor.stages import Step, check_chain
 from backdoor.state import State
 from backdoor.store import fingerprint
-
-# Whole numbers and their least value; null where there need not be one.
-WHOLE = {
-    "threads": 1,
-    "trainer.devices": 1,
-    "trainer.max_epochs": 1,
-    "trainer.max_batches": 1,
-    "trainer.monitor_images": 0,
-    "preview.images": 1,
-    "preview.measured": 1,
-}
-NEEDED = {"trainer.monitor_images"}
 
 
 @dataclass(frozen=True)
@@ -48,17 +39,23 @@ class Pieces:
     logger: RunLogger
 
 
-def assemble(cfg: DictConfig) -> Pieces:
+def assemble(cfg: DictConfig, *, here: bool = True) -> Pieces:
     """Make the pieces and see that they fit together, as far as that can be known; no file is written.
+
+    Args:
+        here: whether the job will run on this machine.
 
     Raises:
         UserError: a setting that is wrong whatever the data hold (perhaps as the cause of what Hydra raises).
     """
-    check_numbers(cfg)
+    check_types(cfg, Settings)
+    if cfg.reserved:
+        check_reserved(cfg.reserved)
     source: Source = instantiate(cfg.data, _convert_="all")
     steps = [*steps_of({"victim": cfg.victim}), *steps_of(cfg.defense.stages)]
     attack: Attack = instantiate(cfg.attack, _convert_="all")
-    logger: RunLogger = instantiate(cfg.logger, _convert_="all")
+    chosen = OmegaConf.select(cfg, "logger")
+    logger: RunLogger = Loggers() if chosen is None else instantiate(chosen, _convert_="all")
     crafting = [
         Step(name, stage, OmegaConf.to_container(cfg.attack.stages[name], resolve=True))
         for name, stage in attack.stages.items()
@@ -71,13 +68,13 @@ def assemble(cfg: DictConfig) -> Pieces:
     if shape is not None:
         source.check_channels(shape[0])
     if shape is not None and names is not None:
-        try_model(cfg.model, facts_of(len(names), shape, source.mean, source.std))
+        try_model(cfg.model, facts_of(len(names), shape, source.mean, source.std), here=here)
     return Pieces(source, steps, attack, crafting, logger)
 
 
 def checked(cfg: DictConfig, *, here: bool) -> Pieces:
     """`assemble` without starting anything; `here`: the job will run on this machine, so its device must be there."""
-    pieces = assemble(cfg)
+    pieces = assemble(cfg, here=here)
     if here:
         hardware_of(cfg)
     return pieces
@@ -96,27 +93,28 @@ def hardware_of(cfg: DictConfig) -> Hardware:
     )
 
 
-def check_numbers(cfg: DictConfig) -> None:
-    """Raises UserError for a setting of no group, or of the trainer, that is out of range."""
-    for key, least in WHOLE.items():
-        value = OmegaConf.select(cfg, key)
-        if value is None and key not in NEEDED:
-            continue
-        check_whole({key: value}, least=least)
-    if type(cfg.seed) is not int:
-        raise UserError(f"seed={cfg.seed}: expected a whole number")
-    if cfg.reserved:
-        check_reserved(cfg.reserved)
+def try_model(node: DictConfig, facts: Mapping[str, Any], *, here: bool = True) -> None:
+    """Build the model, so that its settings are refused before the data are read; raises what building raises.
 
+    Args:
+        here: whether it will be trained on this machine.
 
-def try_model(node: DictConfig, facts: Mapping[str, Any]) -> None:
-    """Build the model, so that its settings are refused before the data are read; raises what building raises."""
+    Raises:
+        UserError: it is larger than the machine's memory.
+    """
     with torch.random.fork_rng(devices=[]):
         try:
             with torch.device("meta"):  # no memory, no initial weights: a few milliseconds
-                instantiate(node, **facts, _convert_="all")
+                model = instantiate(node, **facts, _convert_="all")
         except Exception:
             instantiate(node, **facts, _convert_="all")  # unless meta tensors alone were to blame
+            return
+    size, there = sum(one.numel() * one.element_size() for one in model.parameters()), total_memory()
+    if here and there is not None and size > there:
+        raise UserError(
+            f"model: its weights alone take {size / 2**30:,.0f} GiB, and this machine has {there / 2**30:,.0f} GiB of "
+            "memory; choose a smaller one"
+        )
 
 
 def model_facts(data: DataSet) -> dict[str, Any]:
@@ -155,8 +153,6 @@ def steps_of(stages: Mapping[str, Any]) -> list[Step]:
     for name, node in stages.items():
         if not node.get("enabled", True):
             continue
-        if "_target_" not in node:
-            raise UserError(f"defense.stages.{name}: has no _target_; is the name misspelt?")
         resolved = OmegaConf.to_container(node, resolve=True)
         try:
             steps.append(Step(name, instantiate(node, _convert_="all"), resolved))

@@ -22,6 +22,7 @@ from backdoor.cli_check import (
     MAX_CHECKED_JOBS,
     Command,
     Job,
+    check_choices,
     check_config,
     check_job,
     check_names,
@@ -199,7 +200,9 @@ def job_of(program: str) -> Callable[[DictConfig], Any]:
 
     def run_one(cfg: DictConfig, multirun: bool) -> Any:
         try:
-            cfg = adopt(cfg, HydraConfig.get().overrides.task)
+            words: Any = OmegaConf.to_container(HydraConfig.get().overrides.task)  # as typed: seed=${x} is a word
+            check_choices(words)
+            cfg = adopt(cfg, words)
             check_config(cfg)
             folder = Path(HydraConfig.get().runtime.output_dir)
             kept = find(cfg) if multirun else None

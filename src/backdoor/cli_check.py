@@ -19,7 +19,7 @@ from omegaconf.errors import InterpolationResolutionError
 
 from backdoor.confdir import conf_dir
 from backdoor.errors import UserError
-from backdoor.finished import adopt
+from backdoor.finished import adopt, parsed
 
 # Composing takes about 0.1 s a job; past this many, a job is checked as it starts.
 MAX_CHECKED_JOBS = 256
@@ -27,6 +27,8 @@ NAMED = ("data.name", "attack.name", "defense.name")
 KEYED = ("attack.stages", "attack.groups", "defense.stages")
 # Surrogates stand for bytes that are no UTF-8.
 PLAIN_PART = re.compile(r"(?!\.\.?$)[^/\\\x00-\x1f\x7f\ud800-\udfff]+")
+# Groups of which a job has one choice; Hydra would merge several into a mixture of them.
+SINGLE = ("data", "model", "attack", "victim", "defense", "trainer", "logger", "label_map")
 
 
 @dataclass(frozen=True)
@@ -150,8 +152,10 @@ def check_job(job: Command, compose: Callable[[Sequence[str]], DictConfig] | Non
         compose: in the place of the command's own, for instance a `Composer`'s.
 
     Raises:
-        UserError: as `adopt` and `check_config`; and what Hydra raises for a config that cannot be composed.
+        UserError: as `check_choices`, `adopt` and `check_config`; and what Hydra raises for a config that cannot be
+            composed.
     """
+    check_choices(job.overrides)
     whole = (compose or job.compose)(job.overrides)
     launcher = OmegaConf.select(whole, "hydra.launcher._target_")
     cfg = copy.deepcopy(whole)
@@ -160,6 +164,15 @@ def check_job(job: Command, compose: Callable[[Sequence[str]], DictConfig] | Non
     cfg = adopt(cfg, job.overrides)
     check_config(cfg)
     return Job(cfg, whole, here=str(launcher).endswith(".BasicLauncher"))
+
+
+def check_choices(words: Sequence[str]) -> None:
+    """Raises UserError for a list of choices where a job has one."""
+    for word in parsed(words):
+        chosen = None if word.is_sweep_override() else word.value()
+        if word.key_or_group in SINGLE and isinstance(chosen, list):
+            each = f"{word.key_or_group}={','.join(map(str, chosen))}"
+            raise UserError(f"{word.input_line}: expected one choice, got a list; -m {each} runs each of them")
 
 
 def waits_for_hydra(error: BaseException) -> bool:

@@ -59,7 +59,7 @@ def _message(error: Any, command: Command | None) -> str:
 
 
 def _first_line(error: Any, command: Command | None) -> str:
-    return str(error).strip().splitlines()[0]
+    return next(iter(str(error).strip().splitlines()), "")
 
 
 def _missing_config(error: MissingConfigException, command: Command | None) -> str:
@@ -177,6 +177,27 @@ def _instantiation(error: InstantiationException, command: Command | None) -> st
     return f"{key}: {cause}" if called and isinstance(cause, TypeError) else None
 
 
+def _value(error: ValueError, command: Command | None) -> str | None:
+    """Hydra's word for `model=null`; its own errors are bugs."""
+    own = hydra_words(command) if command else []
+    words = [word for word in command.overrides if word.endswith("=null") and word not in own] if command else []
+    if "Config group override must be" not in str(error) or not words:
+        return refused_word(error, command)
+    word = words[0]
+    key = word.partition("=")[0].lstrip("+")
+    return f"{word}: expected the name of a choice; ~{key} leaves out what a run can do without, as ~logger"
+
+
+def _memory(error: Any, command: Command | None) -> str | None:
+    """What NumPy, torch and CUDA say when there is not enough of it."""
+    if not isinstance(error, MemoryError) and not _NO_MEMORY.search(str(error)):
+        return None
+    return (
+        f"not enough memory: {_first_line(error, command) or 'allocation failed'}; use smaller or fewer images "
+        "(data.image_size, data.limit), a smaller model or a smaller batch_size"
+    )
+
+
 def _missing_value(error: MissingMandatoryValue, command: Command | None) -> str:
     return f"{error.full_key}: required, and no value was given; add {error.full_key}=VALUE"
 
@@ -208,6 +229,7 @@ def _os_error(error: OSError, command: Command | None) -> str | None:
     return None
 
 
+_NO_MEMORY = re.compile(r"can't allocate memory|not enough memory|CUDA out of memory|MPS backend out of memory")
 _Teller = Callable[[Any, Command | None], str | None]
 _TELLERS: tuple[tuple[type[BaseException], _Teller], ...] = (
     (UserError, _message),
@@ -222,6 +244,9 @@ _TELLERS: tuple[tuple[type[BaseException], _Teller], ...] = (
     (InterpolationResolutionError, _interpolation),
     (MarkedYAMLError, _yaml),
     (OSError, _os_error),
+    (MemoryError, _memory),
+    (RuntimeError, _memory),
+    (ValueError, _value),  # before the next line's
     *((kind, refused_word) for kind in BY_THE_WAY),
 )
 _PHRASES: tuple[tuple[str, Callable[[re.Match[str], Command | None], str | None]], ...] = (

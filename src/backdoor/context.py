@@ -22,6 +22,7 @@ from backdoor.report.console import StageProgress
 from backdoor.state import Split
 
 PRECISIONS = ("auto", "fp32", "bf16")
+DEVICES = ("cpu", "cuda", "mps")  # torch has others, such as meta, on which nothing is computed
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,8 @@ class Hardware:
             device = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
         try:
             found = torch.device(device)
+            if found.type not in DEVICES:
+                raise RuntimeError(found.type)
             found = found if devices == 1 else own_device(found, devices)
             torch.empty(1, device=found)
         except (RuntimeError, AssertionError):

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import copy
-import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -18,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from backdoor.confdir import conf_dir
 from backdoor.errors import UserError
 from backdoor.plugins import package_dirs
+from backdoor.untrusted import Unreadable, read_json, read_yaml
 
 SETTING = "attack.run"
 ADOPTED = ("data", "model", "seed", "reserved")
@@ -35,6 +34,7 @@ OWN = (  # the ways that work for a config that is not the package's
     "model=), or installed as a package (entry point backdoor.conf)"
 )
 WORD = re.compile(r"\w+")
+ACTED_ON = re.compile(r"_\w+_")  # a key that Hydra does not hand on
 
 
 def run_words(words: Sequence[str]) -> list[str]:
@@ -148,12 +148,12 @@ def read_run(name: str) -> dict[str, Any]:
         raise UserError(f"{source}: is a file; {WHOLE}; {OWN}")
     if not folder.is_dir():
         raise UserError(f"{source}: no such folder; {WHOLE}")
-    status = read_text(folder, source, "status.json", json.loads)
+    status = read_text(folder, source, "status.json", read_json)
     if status.get("state") != "done":
         raise UserError(
             f"{source}: that run is not finished (state: {status.get('state')}); let it end, or give its command again"
         )
-    run = read_text(folder, source, "config.yaml", yaml.safe_load)
+    run = read_text(folder, source, "config.yaml", read_yaml)
     for part in ("attack", "data", "model"):
         if not isinstance(run.get(part), dict):
             raise UserError(f"{source}: config.yaml has no {part}; expected the config of a finished run")
@@ -186,14 +186,16 @@ def check_attack(attack: dict[str, Any], folder: Path, source: str) -> None:
             raise UserError(f"{source}: holds no {file}; expected a run that trained a victim")
 
 
-def read_text(folder: Path, source: str, file: str, parse: Any) -> dict[str, Any]:
+def read_text(folder: Path, source: str, file: str, read: Callable[[Path], Any]) -> dict[str, Any]:
     """A JSON or YAML mapping of the folder."""
     try:
-        value = parse((folder / file).read_text())
+        value = read(folder / file)
     except FileNotFoundError:
         raise UserError(f"{source}: holds no {file}; {WHOLE}; {OWN}") from None
-    except (OSError, ValueError, yaml.YAMLError):
-        raise UserError(f"{source}: {file} cannot be read; it is damaged or half written") from None
+    except OSError as error:
+        raise UserError(f"{source}: {file} cannot be read ({error.strerror})") from None
+    except Unreadable as error:
+        raise UserError(f"{source}: {error}") from None
     if not isinstance(value, dict):
         raise UserError(f"{source}: {file} cannot be read; expected a mapping, got {type(value).__name__}")
     return value
@@ -203,26 +205,28 @@ def check_safe(value: Any, source: str, place: str) -> None:
     """Refuse what could run code or read this machine's environment.
 
     Raises:
-        UserError: a `_target_` that no config of this package names, or an interpolation, which a written config has
-            resolved.
+        UserError: a `_target_` that no config of this package names, another word that Hydra acts on (`_partial_`,
+            `_recursive_`, ...), or an interpolation, which a written config has resolved.
     """
-    for key, one in leaves(value, place):
-        if key.endswith("._target_") and one not in known_targets():
-            raise UserError(f"{source}: config.yaml names {key}={one}, which no installed conf/ names; refused; {OWN}")
+    for key, name, one in entries(value, place):
+        if isinstance(name, str) and ACTED_ON.fullmatch(name):
+            if name != "_target_":
+                raise UserError(f"{source}: config.yaml holds {key}={one}, which no such part needs; refused")
+            if not isinstance(one, str):
+                raise UserError(f"{source}: config.yaml holds {key}={one!s:.60}; expected a dotted name; refused")
+            if one not in known_targets():
+                what = f"config.yaml names {key}={one}, which no installed conf/ names"
+                raise UserError(f"{source}: {what}; refused; {OWN}")
         if isinstance(one, str) and "${" in one:
             raise UserError(f"{source}: config.yaml holds {key}={one}; expected plain values; refused")
 
 
-def leaves(value: Any, place: str) -> Iterator[tuple[str, Any]]:
-    """Dotted key and value of everything below a plain config."""
-    if isinstance(value, dict):
-        for key, one in value.items():
-            yield from leaves(one, f"{place}.{key}")
-    elif isinstance(value, list):
-        for number, one in enumerate(value):
-            yield from leaves(one, f"{place}.{number}")
-    else:
-        yield place, value
+def entries(value: Any, place: str, name: Any = None) -> Iterator[tuple[str, Any, Any]]:
+    """Dotted key, its last part and value of a plain config and of everything below it."""
+    yield place, name, value
+    if isinstance(value, dict | list):
+        for key, one in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from entries(one, f"{place}.{key}", key)
 
 
 @cache

@@ -51,7 +51,7 @@ def alike(one: Any, other: Any) -> bool:
         return one.keys() == other.keys() and all(alike(value, other[key]) for key, value in one.items())
     if isinstance(one, list | tuple):
         return len(one) == len(other) and all(alike(*pair) for pair in zip(one, other, strict=True))
-    if isinstance(one, nn.Module):
+    if isinstance(one, nn.Module | LabelMap):
         mine, theirs = ({**vars(made), "_cache": None} for made in (one, other))  # what it painted with last
         return alike(mine, theirs)
     same = one == other

@@ -16,6 +16,7 @@ from backdoor.attacks.plan import PoisonGroup
 from backdoor.data.loader import mix, to_float
 from backdoor.errors import UserError
 from backdoor.inference import evaluating
+from backdoor.ranges import Count
 from backdoor.state import Split, State
 from backdoor.triggers.base import Trigger
 
@@ -106,7 +107,7 @@ class CrossAccuracy(pl.Callback):
 
     provides: Sequence[str] = ("cross_accuracy",)
 
-    def __init__(self, *, images: int = 1000, batch_size: int = 64) -> None:
+    def __init__(self, *, images: Count = 1000, batch_size: Count = 64) -> None:
         if images < 1:
             raise UserError(f"callbacks.cross.images={images}: expected at least 1")
         self.images, self.batch_size = images, batch_size

@@ -61,7 +61,7 @@ class AllToOne(LabelMap):
     The ASR set leaves out the target class: there the attack has nothing to change.
     """
 
-    def __init__(self, *, target: int) -> None:
+    def __init__(self, *, target: int | None) -> None:
         self.target = needed(target)
 
     def goal(self, labels: Tensor, num_classes: int) -> Tensor:
@@ -94,7 +94,7 @@ class AllToAll(LabelMap):
 class SourceSpecific(LabelMap):
     """Only images of the `sources` classes become `target` (TaCT, Tang et al. 2021)."""
 
-    def __init__(self, *, target: int, sources: Sequence[int]) -> None:
+    def __init__(self, *, target: int | None, sources: Sequence[int]) -> None:
         self.target = needed(target)
         self.sources = list(sources)
 

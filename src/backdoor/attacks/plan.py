@@ -14,6 +14,7 @@ from torch import Tensor
 from backdoor.attacks.label_maps import LabelMap
 from backdoor.errors import UserError, suggest
 from backdoor.npz import PLAN_BYTES, Npz, open_npz, save_npz
+from backdoor.ranges import Share
 from backdoor.triggers.base import Trigger
 
 RATIO_BASES = ("train", "class", "eligible")
@@ -40,7 +41,7 @@ class PoisonGroup:
             a defense that flags one has not found poison.
     """
 
-    ratio: float
+    ratio: Share
     label_map: LabelMap
     trigger: Trigger | None = None
     ratio_of: str = "train"

@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from backdoor.attacks.aims import Aim, targets_of
+from backdoor.attacks.aims import Aim, alike, targets_of
 from backdoor.attacks.base import Means, Poisoned
 from backdoor.attacks.label_maps import LabelMap
 from backdoor.attacks.plan import PoisonGroup, PoisonPlan
 from backdoor.data.sources import DataSet
 from backdoor.errors import UserError
+from backdoor.ranges import Share
 from backdoor.stages.base import Stage
 from backdoor.state import AttackSet, Split, Truth
 from backdoor.triggers.base import Shape, Trigger
@@ -46,7 +47,7 @@ class PoisonOnly:
         label_map: LabelMap | None = None,
         trigger: Trigger | None = None,
         stages: Mapping[str, Stage] | None = None,
-        ratio: float = 0.0,
+        ratio: Share = 0.0,
         ratio_of: str = "train",
         eligible: str = "all",
         target: int | None = None,
@@ -54,6 +55,10 @@ class PoisonOnly:
         self.name, self.ratio, self.target = name, ratio, target
         self.groups = dict(groups or {})
         self.label_map, self.trigger = label_map, trigger
+        for group, one in self.groups.items():
+            # A group may change labels alone, but then it is not the one whose trigger is measured.
+            if one.trigger is None and trigger is not None and alike(one.label_map, label_map):
+                raise UserError(f"attack.groups.{group}.trigger=null: expected a trigger, as the attack has one")
         self.stages = {stage: made for stage, made in (stages or {}).items() if made.enabled}
         self.inputs = frozenset({"model"}) if "victim" in self.stages else frozenset[str]()
 

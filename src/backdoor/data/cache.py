@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -102,6 +103,8 @@ def store(pictures: Pictures, root: Path, key: str, progress: bool) -> None:
     try:
         with bar(pictures.title, pictures.total, progress) as advance, Writer(temporary) as writer:
             for chunk in pictures.chunks():
+                if not writer.labels and pictures.total is not None:
+                    check_space(root, pictures, chunk.images)
                 writer.append(chunk)
                 advance(len(chunk.images) + chunk.skipped)
         digest = writer.digest
@@ -111,6 +114,16 @@ def store(pictures: Pictures, root: Path, key: str, progress: bool) -> None:
         write_json(root / "sources" / f"{key}.json", {"digest": digest, "skipped": writer.skipped})
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_space(root: Path, pictures: Pictures, first: np.ndarray) -> None:
+    """Raises UserError if all images, as large as the first (n, C, H, W), would not fit on the disk."""
+    needed, free = (pictures.total or 0) * math.prod(first.shape[1:]), shutil.disk_usage(root).free
+    if needed > free:
+        raise UserError(
+            f"store.dir: the decoded images of {pictures.title} take {needed / 2**30:,.1f} GiB and {free / 2**30:,.1f} "
+            "GiB are free there; use smaller or fewer images (data.image_size, data.limit), or another disk"
+        )
 
 
 def publish(temporary: Path, folder: Path, digest: str) -> None:

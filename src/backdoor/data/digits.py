@@ -13,6 +13,7 @@ import torch
 from backdoor.data.pictures import ArrayPictures
 from backdoor.data.reserve import stratified
 from backdoor.data.sources import Parts, Source
+from backdoor.ranges import Seed
 
 TEST_IMAGES = 360  # of 1,797, which leaves 1,437 to train on
 ENLARGE = 4  # 8x8 to 32x32, nearest neighbour
@@ -30,7 +31,7 @@ class Digits(Source):
 
     native: ClassVar[tuple[int, int] | None] = (8 * ENLARGE, 8 * ENLARGE)
 
-    split_seed: int = 0
+    split_seed: Seed = 0
 
     def names(self) -> tuple[str, ...]:
         return tuple("0123456789")

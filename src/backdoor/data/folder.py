@@ -14,6 +14,7 @@ from backdoor.data.files import limited, scan_classes, subfolders
 from backdoor.data.reserve import stratified
 from backdoor.data.sources import Parts, Source
 from backdoor.errors import UserError
+from backdoor.ranges import ProperShare, Seed
 
 LAYOUT = "<root>/train/<class>/*.png and <root>/test/<class>/*.png (or val/), or <root>/<class>/*.png"
 
@@ -56,8 +57,8 @@ class Folder(FileSource):
         split_seed: of that split.
     """
 
-    test_fraction: float = 0.2
-    split_seed: int = 0
+    test_fraction: ProperShare = 0.2
+    split_seed: Seed = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 from backdoor.data.augment import make_augment
 from backdoor.data.cache import cached
@@ -17,6 +17,7 @@ from backdoor.data.imageset import DataSet, ImageSet, Pictures
 from backdoor.data.pictures import npz_pictures
 from backdoor.data.reserve import Limit
 from backdoor.errors import UserError, check_whole
+from backdoor.ranges import Count, Number, Plain, Positive, Seed, Side
 
 __all__ = ["DataSet", "ImageSet", "Parts", "Source", "load_images"]
 
@@ -55,15 +56,15 @@ class Source(ABC):
     native: ClassVar[tuple[int, int] | None] = None
 
     name: str
-    mean: Sequence[float]
-    std: Sequence[float]
+    mean: Sequence[Number]
+    std: Sequence[Positive]
     channels: int | None = 3
-    image_size: int | Sequence[int] | None = None
+    image_size: Side | Sequence[Side] | None = None
     on_corrupt: str = "error"
     augment: str = "none"
-    limit: Mapping[str, int | None] | None = None
-    limit_seed: int = 0
-    recipe: Mapping[str, Any] | None = None
+    limit: Mapping[str, Count | None] | None = None
+    limit_seed: Seed = 0
+    recipe: Mapping[str, Plain | Sequence[Plain]] | None = None
 
     def __post_init__(self) -> None:
         if self.on_corrupt not in ("error", "skip"):

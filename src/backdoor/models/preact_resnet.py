@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from backdoor.models.base import ImageClassifier
 from backdoor.models.wide_resnet import WideBlock
+from backdoor.ranges import Side
 
 
 class PreActBackbone(nn.Module):
@@ -58,7 +59,7 @@ def preact_resnet18(
     mean: Sequence[float],
     std: Sequence[float],
     final_bn: bool = False,
-    resize: int | None = None,
+    resize: Side | None = None,
 ) -> PreActResNet:
     """PreActResNet18 for small images: 11,171,146 parameters for three channels and ten classes."""
     backbone = PreActBackbone(in_channels, final_bn)

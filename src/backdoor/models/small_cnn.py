@@ -8,6 +8,7 @@ from torch import nn
 
 from backdoor.errors import UserError
 from backdoor.models.base import ImageClassifier, kaiming_conv
+from backdoor.ranges import Count, Side
 
 
 def small_cnn(
@@ -17,8 +18,8 @@ def small_cnn(
     image_size: int = 32,
     mean: Sequence[float],
     std: Sequence[float],
-    width: int = 32,
-    resize: int | None = None,
+    width: Count = 32,
+    resize: Side | None = None,
 ) -> ImageClassifier:
     """Three conv-BN-ReLU-pool blocks of 1, 2 and 4 times `width` channels, then global average pooling.
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from backdoor.errors import UserError, suggest
 from backdoor.models.base import ImageClassifier
+from backdoor.ranges import Side
 
 STEMS = ("small", "imagenet")
 
@@ -36,7 +37,7 @@ class TorchvisionClassifier(ImageClassifier):
         num_classes: int,
         mean: Sequence[float],
         std: Sequence[float],
-        resize: int | None = None,
+        resize: Side | None = None,
     ) -> None:
         super().__init__(net, width, num_classes=num_classes, mean=mean, std=std, resize=resize)
         self.foreign_keys = (
@@ -54,7 +55,7 @@ def torchvision_net(
     mean: Sequence[float],
     std: Sequence[float],
     stem: str = "small",
-    resize: int | None = None,
+    resize: Side | None = None,
 ) -> TorchvisionClassifier:
     """Build one of `NETS`.
 

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from backdoor.errors import UserError
 from backdoor.models.base import ImageClassifier, kaiming_conv
+from backdoor.ranges import Count, Side
 
 
 class WideBlock(nn.Module):
@@ -37,7 +38,7 @@ class WideBackbone(nn.Module):
     The authors' 8x8 pooling is right for 32-pixel images alone; global pooling is the same there.
     """
 
-    def __init__(self, depth: int, widen: int, in_channels: int) -> None:
+    def __init__(self, depth: Count, widen: Count, in_channels: int) -> None:
         super().__init__()
         blocks = (depth - 4) // 6
         self.conv1 = nn.Conv2d(in_channels, 16, 3, 1, 1, bias=False)
@@ -80,14 +81,14 @@ class WideResNet(ImageClassifier):
     def __init__(
         self,
         *,
-        depth: int,
-        widen: int,
+        depth: Count,
+        widen: Count,
         num_classes: int,
         in_channels: int = 3,
         image_size: int = 32,
         mean: Sequence[float],
         std: Sequence[float],
-        resize: int | None = None,
+        resize: Side | None = None,
     ) -> None:
         if depth < 10 or (depth - 4) % 6:
             raise UserError(f"model.depth={depth}: expected 6n + 4 with n >= 1, for instance 16 or 28")

@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from backdoor.data.loader import Batch
 from backdoor.errors import UserError, suggest
+from backdoor.ranges import BelowOne, Momentum, NotNegative, Share
 from backdoor.ranks import world
 from backdoor.state import State
 
@@ -28,7 +29,7 @@ def check_schedule(name: str) -> None:
 
 
 def schedule_factor(
-    name: str, *, steps: int, milestones: Sequence[float], gamma: float, warmup: float
+    name: str, *, steps: int, milestones: Sequence[Share], gamma: NotNegative, warmup: BelowOne
 ) -> Callable[[int], float]:
     """step in [0, steps] -> factor of the learning rate.
 
@@ -73,15 +74,15 @@ class StageModule(pl.LightningModule):
         *,
         model: nn.Module,
         state: State,
-        lr: float,
+        lr: NotNegative,
         optimizer: str = "sgd",
-        momentum: float = 0.9,
+        momentum: Momentum = 0.9,
         nesterov: bool = True,
-        weight_decay: float = 0.0,
+        weight_decay: NotNegative = 0.0,
         schedule: str = "constant",
-        milestones: Sequence[float] = (0.5, 0.75),
-        gamma: float = 0.1,
-        warmup: float = 0.3,
+        milestones: Sequence[Share] = (0.5, 0.75),
+        gamma: NotNegative = 0.1,
+        warmup: BelowOne = 0.3,
     ) -> None:
         super().__init__()
         check_schedule(schedule)

@@ -14,6 +14,7 @@ from backdoor.errors import UserError, check_whole
 from backdoor.models.base import ImageClassifier
 from backdoor.modules.base import StageModule
 from backdoor.modules.views import Views
+from backdoor.ranges import Count, Seed, Share
 
 
 def extractor_of(model: nn.Module) -> ImageClassifier:
@@ -36,10 +37,10 @@ class ContrastModule(StageModule):
     def __init__(
         self,
         *,
-        views: Mapping[str, float] | None = None,
-        projection: int = 128,
+        views: Mapping[str, Share] | None = None,
+        projection: Count = 128,
         normalised: bool = False,
-        seed: int = 0,
+        seed: Seed = 0,
         **common: Any,
     ) -> None:
         super().__init__(**common)

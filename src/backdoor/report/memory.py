@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from pathlib import Path
 
@@ -34,6 +35,16 @@ def peak_memory() -> dict[str, int]:
         peaks["ram"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     held = [torch.cuda.max_memory_allocated(device) for device in _devices()]
     return peaks | ({"gpu": max(held)} if any(held) else {})
+
+
+def total_memory() -> int | None:
+    """Bytes that this machine, or the container, has; None where the system does not say."""
+    found = []
+    with contextlib.suppress(ValueError, OSError, AttributeError):
+        found.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    with contextlib.suppress(ValueError, OSError):  # "max": no limit
+        found.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return min(found, default=None)
 
 
 def _devices() -> range:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from backdoor.errors import UserError
+from backdoor.untrusted import Unreadable, read_json
 
 # What `Record` writes. Raise it when a reader of the older form would misread the newer one.
 SCHEMA = 2
@@ -23,7 +23,6 @@ TEXTS = ("data", "model", "attack", "defense", "started")
 INCIDENTAL = ("seed", "store", "logger", "progress", "threads", "objective")
 WATCHING = ("monitor_images", "checkpoint_s")  # of the trainer: how often it is looked at, and saved
 
-LARGEST = 16 * 2**20  # bytes of a file; a record has some kB
 LIMIT = 2**63  # of numbers: what a column of the tables holds
 
 Row = dict[str, Any]
@@ -98,22 +97,6 @@ def run_folders(folders: Iterable[Path], skipped: dict[Path, str] | None = None)
                 yield Path(name)
 
 
-def content(path: Path) -> bytes:
-    """A regular file's; neither a pipe that nobody writes to nor one that never ends is waited for.
-
-    Raises:
-        OSError: it cannot be read.
-        BadRecord: it is something else, or larger than any record.
-    """
-    with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise BadRecord(f"{path.name} is no regular file")
-        found = file.read(LARGEST + 1)
-    if len(found) > LARGEST:
-        raise BadRecord(f"{path.name} has more than {LARGEST // 2**20} MB")
-    return found
-
-
 def read(folder: Path) -> dict[str, Any]:
     """The record of a run's folder.
 
@@ -121,15 +104,13 @@ def read(folder: Path) -> dict[str, Any]:
         BadRecord: there is none yet, it is no JSON to its end, or it has another schema.
     """
     try:
-        record = json.loads(content(folder / RESULT))
-    except BadRecord:
-        raise
+        record = read_json(folder / RESULT)
     except FileNotFoundError:
         raise BadRecord(f"no {RESULT} ({_state(folder)})") from None
     except OSError as error:
         raise BadRecord(f"{RESULT} cannot be read ({error.strerror})") from None
-    except (ValueError, RecursionError):
-        raise BadRecord(f"{RESULT} is damaged or half-written") from None
+    except Unreadable as error:
+        raise BadRecord(str(error)) from None
     if not isinstance(record, dict) or type(record.get("schema")) is not int:
         raise BadRecord(f"{RESULT} is no record of a run (it has no schema)")
     if record["schema"] < SCHEMA:
@@ -145,10 +126,10 @@ def read(folder: Path) -> dict[str, Any]:
 def _state(folder: Path) -> str:
     """What a run without a result says of itself."""
     try:
-        status = json.loads(content(folder / STATUS))
+        status = read_json(folder / STATUS)
         error = f": {status['error']}" if status.get("error") else ""
         return " ".join(f"{status['state']}{error}".split())[:300]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return "state unknown"
 
 

@@ -16,6 +16,7 @@ from backdoor.context import RunContext
 from backdoor.data.augment import PIPELINES
 from backdoor.errors import UserError, suggest
 from backdoor.models.base import ImageClassifier
+from backdoor.ranges import Count
 from backdoor.stages.base import Outcome
 from backdoor.state import Split, State
 
@@ -92,9 +93,9 @@ class Fit:
         module: Callable[..., pl.LightningModule],
         model: str = "fresh",
         rows: str | Sequence[str] = "all",
-        epochs: int,
-        steps: int | None = None,
-        batch_size: int = 128,
+        epochs: Count,
+        steps: Count | None = None,
+        batch_size: Count = 128,
         augment: str = "none",
         drop_last: bool = False,
         callbacks: Mapping[str, Callable[[], pl.Callback]] | None = None,

@@ -10,6 +10,7 @@ import torch
 from backdoor.context import RunContext
 from backdoor.data.loader import mix
 from backdoor.errors import UserError
+from backdoor.ranges import SomeShare
 from backdoor.stages.base import Outcome
 from backdoor.state import State
 
@@ -29,7 +30,7 @@ class Mark:
     provides = frozenset({"suspect", "trusted"})
 
     def __init__(
-        self, *, score: str, suspect: float, trusted: float, control: bool = False, enabled: bool = True
+        self, *, score: str, suspect: SomeShare, trusted: SomeShare, control: bool = False, enabled: bool = True
     ) -> None:
         for setting, share in (("suspect", suspect), ("trusted", trusted), ("suspect + trusted", suspect + trusted)):
             if not isinstance(share, int | float) or not 0 < share <= 1:

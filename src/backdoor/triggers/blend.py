@@ -7,6 +7,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from backdoor.ranges import Seed, Share
 from backdoor.triggers.base import Shape, Trigger, fit_channels, shape_of
 from backdoor.triggers.kitty import draw_kitty
 from backdoor.triggers.picture import RESIZES, read_picture, resize_picture
@@ -29,7 +30,7 @@ class Blend(Trigger):
         UserError: for a share outside [0, 1].
     """
 
-    def __init__(self, *, alpha: float = 0.2, test_alpha: float | None = None, **rounding: Any) -> None:
+    def __init__(self, *, alpha: Share = 0.2, test_alpha: Share | None = None, **rounding: Any) -> None:
         super().__init__(**rounding)
         self.alpha = number("alpha", alpha, 0, 1)
         self.test_alpha = None if test_alpha is None else number("test_alpha", test_alpha, 0, 1)
@@ -83,7 +84,7 @@ class BlendNoise(Blend):
         seed: of the field, which depends on nothing else but the image shape.
     """
 
-    def __init__(self, *, seed: int = 0, **blending: Any) -> None:
+    def __init__(self, *, seed: Seed = 0, **blending: Any) -> None:
         super().__init__(**blending)
         self.seed = whole("seed", seed)
 
@@ -101,7 +102,7 @@ class BlendPerImageNoise(Blend):
         seed: with the row in the original set it fixes an image's noise.
     """
 
-    def __init__(self, *, seed: int = 0, **blending: Any) -> None:
+    def __init__(self, *, seed: Seed = 0, **blending: Any) -> None:
         super().__init__(**blending)
         self.seed = whole("seed", seed)
 
@@ -125,7 +126,7 @@ class BlendKitty(Blend):
         return draw_kitty(*shape[1:]), torch.ones(1, 1)
 
 
-def noise(shape: Shape, seed: int) -> Tensor:
+def noise(shape: Shape, seed: Seed) -> Tensor:
     """Uniform float32 (C, H, W) in {0, ..., 255} from the low 32 bits of `seed`."""
     generator = torch.Generator().manual_seed(seed % 2**32)
     return torch.randint(0, 256, shape, generator=generator, dtype=torch.float32)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from backdoor.errors import UserError
+from backdoor.ranges import CountOrNone, Level
 from backdoor.triggers.base import Shape
 from backdoor.triggers.local import Local, Piece
 from backdoor.triggers.pattern import enlarge
@@ -33,7 +34,7 @@ class AdditiveCorners(Local):
     """
 
     def __init__(
-        self, *, amplitude: float = 255, test_amplitude: float | None = None, margin: int = 0, **rounding: Any
+        self, *, amplitude: Level = 255, test_amplitude: Level | None = None, margin: CountOrNone = 0, **rounding: Any
     ) -> None:
         super().__init__(**rounding)
         self.amplitude = number("amplitude", amplitude, 0, 255)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence as Rows
 from typing import Any
 
 import torch
 
 from backdoor.errors import UserError
+from backdoor.ranges import CellMask, Cells, CountOrNone, Level, Positive, Share
 from backdoor.triggers.base import Shape
 from backdoor.triggers.local import ANCHORS, Local, Piece, place
 from backdoor.triggers.pattern import as_pattern, cells_to_pixels, enlarge, scaled_to
@@ -36,13 +36,13 @@ class Patch(Local):
 
     def __init__(
         self,
-        pattern: Rows[Any] = GRID,
+        pattern: Cells = GRID,
         *,
-        mask: Rows[Any] | None = None,
+        mask: CellMask | None = None,
         anchor: str = "bottom_right",
-        margin: int = 0,
-        size: float | None = None,
-        alpha: float = 1.0,
+        margin: CountOrNone = 0,
+        size: Positive | None = None,
+        alpha: Share = 1.0,
         **rounding: Any,
     ) -> None:
         super().__init__(**rounding)
@@ -84,11 +84,11 @@ class Square(Local):
     def __init__(
         self,
         *,
-        size: float = 0.1,
-        margin: int = 1,
-        value: float = 255,
+        size: Positive = 0.1,
+        margin: CountOrNone = 1,
+        value: Level = 255,
         anchor: str = "bottom_right",
-        alpha: float = 1.0,
+        alpha: Share = 1.0,
         **rounding: Any,
     ) -> None:
         super().__init__(**rounding)
@@ -122,11 +122,11 @@ class FourCorners(Local):
 
     def __init__(
         self,
-        pattern: Rows[Any] = GRID,
+        pattern: Cells = GRID,
         *,
-        margin: int = 1,
-        size: float | None = None,
-        alpha: float = 1.0,
+        margin: CountOrNone = 1,
+        size: Positive | None = None,
+        alpha: Share = 1.0,
         **rounding: Any,
     ) -> None:
         super().__init__(**rounding)
@@ -174,10 +174,10 @@ class ImagePatch(Local):
         self,
         path: str,
         *,
-        size: float = 0.2,
+        size: Positive = 0.2,
         anchor: str = "bottom_right",
-        margin: int = 0,
-        alpha: float = 1.0,
+        margin: CountOrNone = 0,
+        alpha: Share = 1.0,
         resize: str = "bicubic",
         **rounding: Any,
     ) -> None:

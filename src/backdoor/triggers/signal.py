@@ -8,6 +8,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from backdoor.ranges import NotNegative
 from backdoor.triggers.base import Shape, Trigger, shape_of
 from backdoor.triggers.blend import Blend
 from backdoor.triggers.settings import number, one_of
@@ -36,9 +37,9 @@ class Sinusoid(Trigger):
     def __init__(
         self,
         *,
-        delta: float = 20,
-        test_delta: float | None = None,
-        frequency: float = 6,
+        delta: NotNegative = 20,
+        test_delta: NotNegative | None = None,
+        frequency: NotNegative = 6,
         variant: str = "additive",
         **rounding: Any,
     ) -> None:
@@ -82,7 +83,7 @@ class Strip(Blend):
         UserError: for a number outside these limits.
     """
 
-    def __init__(self, *, delta: float = 20, **blending: Any) -> None:
+    def __init__(self, *, delta: NotNegative = 20, **blending: Any) -> None:
         super().__init__(**blending)
         self.delta = number("delta", delta, 0, 127)
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from backdoor.errors import UserError
+from backdoor.ranges import NotNegative, Seed, Share, Two
 from backdoor.triggers.base import Shape, Trigger
 from backdoor.triggers.blend import GOLDEN
 from backdoor.triggers.settings import number, one_of, whole
@@ -54,15 +55,15 @@ class Warp(Trigger):
     def __init__(
         self,
         *,
-        points: int = 4,
-        strength: float = 0.5,
+        points: Two = 4,
+        strength: NotNegative = 0.5,
         relative: bool = False,
-        seed: int = 0,
+        seed: Seed = 0,
         clamp: bool = True,
         padding: str = "zeros",
         space: str = "raw",
-        mean: Sequence[float] | None = None,
-        noise: float = 0.0,
+        mean: Sequence[Share] | None = None,
+        noise: NotNegative = 0.0,
         **rounding: Any,
     ) -> None:
         super().__init__(**rounding)
@@ -164,7 +165,7 @@ class Warp(Trigger):
         return torch.tensor(self.mean, device=x.device).mul(255).view(1, -1, 1, 1)
 
 
-def control_points(points: int, seed: int) -> Tensor:
+def control_points(points: Two, seed: Seed) -> Tensor:
     """float32 (1, 2, k, k): U(-1, 1), divided by its mean absolute value (WaNet, section 3)."""
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.rand(1, 2, points, points, generator=generator) * 2 - 1

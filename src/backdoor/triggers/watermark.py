@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence as Rows
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from backdoor.errors import UserError
+from backdoor.ranges import Cells, CountOrNone, Positive, Seed, Share
 from backdoor.triggers.base import Shape
 from backdoor.triggers.local import ANCHORS, Local, Piece, place
 from backdoor.triggers.pattern import as_pattern, cells_to_pixels, enlarge
@@ -42,13 +42,13 @@ class Watermark(Local):
 
     def __init__(
         self,
-        pattern: Rows[Any] | None = None,
+        pattern: Cells | None = None,
         *,
-        seed: int | None = None,
-        alpha: float = 1.0,
+        seed: Seed | None = None,
+        alpha: Share = 1.0,
         anchor: str = "bottom_right",
-        margin: int = 4,
-        size: float | None = None,
+        margin: CountOrNone = 4,
+        size: Positive | None = None,
         **rounding: Any,
     ) -> None:
         super().__init__(**rounding)

@@ -5,9 +5,10 @@ from backdoor.attacks.inputaware.module import InputAwareTraining, MaskTraining
 from backdoor.attacks.inputaware.stage import HandOver, LearnMask
 from backdoor.attacks.inputaware.trigger import CrossTrigger, InputAware
 from backdoor.attacks.plan import PoisonGroup
+from backdoor.ranges import Seed
 
 
-def cross_group(poison: PoisonGroup, *, seed: int = 0) -> PoisonGroup:
+def cross_group(poison: PoisonGroup, *, seed: Seed = 0) -> PoisonGroup:
     """The rows of the fixed train set that get another image's trigger and their true label, as many as are poisoned.
 
     Raises:

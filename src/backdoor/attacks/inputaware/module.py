@@ -20,6 +20,7 @@ from backdoor.data.loader import Batch
 from backdoor.errors import UserError
 from backdoor.modules import StageModule
 from backdoor.modules.base import check_schedule, schedule_factor
+from backdoor.ranges import Count, NotNegative, ProperShare, Seed
 
 BETAS = (0.5, 0.9)  # of Adam, for both networks (BackdoorBench)
 LARGEST = 1 / 3  # a batch holds poisoned rows, cross rows, and as many whose triggers the cross rows get
@@ -47,7 +48,12 @@ class MaskTraining(StageModule):
     model: Generator
 
     def __init__(
-        self, *, density: float = 0.032, lambda_norm: float = 100.0, lambda_div: float = 1.0, **common: Any
+        self,
+        *,
+        density: ProperShare = 0.032,
+        lambda_norm: NotNegative = 100.0,
+        lambda_div: NotNegative = 1.0,
+        **common: Any,
     ) -> None:
         super().__init__(**common)
         if not 0 < density < 1:
@@ -102,10 +108,10 @@ class InputAwareTraining(StageModule):
         self,
         *,
         poison: PoisonGroup,
-        seed: int = 0,
-        width: int = 32,
-        lambda_div: float = 1.0,
-        pattern_lr: float = 0.01,
+        seed: Seed = 0,
+        width: Count = 32,
+        lambda_div: NotNegative = 1.0,
+        pattern_lr: NotNegative = 0.01,
         pattern_schedule: str = "constant",
         pattern_zero_grad: bool = True,
         **common: Any,

@@ -19,6 +19,7 @@ from backdoor.context import RunContext
 from backdoor.data.loader import to_float
 from backdoor.errors import UserError, check_whole
 from backdoor.inference import evaluating
+from backdoor.ranges import Count, Two
 from backdoor.stages import Outcome
 from backdoor.state import Split, State
 
@@ -45,9 +46,9 @@ class LearnMask:
         self,
         *,
         module: Callable[..., pl.LightningModule],
-        width: int = 32,
-        epochs: int = 25,
-        batch_size: int = 128,
+        width: Count = 32,
+        epochs: Count = 25,
+        batch_size: Count = 128,
         augment: str = "none",
         enabled: bool = True,
     ) -> None:
@@ -92,7 +93,7 @@ class HandOver(pl.Callback):
 
     provides: Sequence[str] = ("pattern_net", "donors", "donor_rows")
 
-    def __init__(self, *, donors: int = 2000) -> None:
+    def __init__(self, *, donors: Two = 2000) -> None:
         if donors < 2:
             raise UserError(f"callbacks.hand_over.donors={donors}: expected at least 2")
         self.donors = donors

@@ -10,6 +10,7 @@ from torch import Tensor
 from backdoor.attacks.lc.method import check_ball, pgd
 from backdoor.data.loader import Batch, mix
 from backdoor.modules import Classifier
+from backdoor.ranges import Count, Seed, SomeLevels
 
 
 class AdversarialClassifier(Classifier):
@@ -24,7 +25,9 @@ class AdversarialClassifier(Classifier):
         seed: of the random starts, together with the step's number.
     """
 
-    def __init__(self, *, eps: float = 8, step: float = 2, steps: int = 7, seed: int = 0, **common: Any) -> None:
+    def __init__(
+        self, *, eps: SomeLevels = 8, step: SomeLevels = 2, steps: Count = 7, seed: Seed = 0, **common: Any
+    ) -> None:
         super().__init__(**common)
         check_ball(eps, step, steps)
         self.eps, self.step, self.steps, self.seed = eps / 255, step / 255, steps, seed

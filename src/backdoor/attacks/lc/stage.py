@@ -13,6 +13,7 @@ from backdoor.context import RunContext
 from backdoor.data.loader import to_float
 from backdoor.errors import UserError, check_whole
 from backdoor.inference import predict
+from backdoor.ranges import Count, SomeLevels
 from backdoor.stages.base import Outcome
 from backdoor.state import Split, State
 
@@ -41,10 +42,10 @@ class Perturb:
         self,
         *,
         target: int,
-        eps: float = 16,
-        step: float = 1.5,
-        steps: int = 100,
-        batch_size: int = 256,
+        eps: SomeLevels = 16,
+        step: SomeLevels = 1.5,
+        steps: Count = 100,
+        batch_size: Count = 256,
         control: bool = False,
         enabled: bool = True,
     ) -> None:

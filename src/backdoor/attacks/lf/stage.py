@@ -15,6 +15,7 @@ from backdoor.context import RunContext
 from backdoor.data.loader import mix, to_float
 from backdoor.errors import UserError, check_whole
 from backdoor.inference import predict
+from backdoor.ranges import Count, NotNegative, SomeLevels, SomeShare
 from backdoor.stages.base import Outcome
 from backdoor.state import Split, State
 from backdoor.triggers.additive import Additive
@@ -45,13 +46,13 @@ class SmoothPattern:
         self,
         *,
         target: int,
-        bound: float = 16,
-        band: float = 0.25,
-        steps: int = 300,
-        batch_size: int = 128,
-        lr: float = 1.0,
-        penalty: float = 0.0,
-        measured: int = 5000,
+        bound: SomeLevels = 16,
+        band: SomeShare = 0.25,
+        steps: Count = 300,
+        batch_size: Count = 128,
+        lr: SomeLevels = 1.0,
+        penalty: NotNegative = 0.0,
+        measured: Count = 5000,
         control: bool = False,
         enabled: bool = True,
     ) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from backdoor.data.loader import mix
+from backdoor.ranges import Count
 from backdoor.triggers.base import Shape
 
 PLANE = 16  # side of the picture that the secret becomes before it is stretched over the image (the card)
@@ -37,7 +38,7 @@ class Encoder(nn.Module):
 
     shape: Tensor
 
-    def __init__(self, shape: Shape, *, bits: int, widths: Sequence[int]) -> None:
+    def __init__(self, shape: Shape, *, bits: Count, widths: Sequence[Count]) -> None:
         super().__init__()
         if len(widths) < 2:
             raise ValueError(f"encoder.widths={list(widths)}: expected at least two, one a resolution")
@@ -102,7 +103,9 @@ class Decoder(nn.Module):
         ValueError: not as many strides as widths.
     """
 
-    def __init__(self, shape: Shape, *, bits: int, widths: Sequence[int], strides: Sequence[int], hidden: int) -> None:
+    def __init__(
+        self, shape: Shape, *, bits: Count, widths: Sequence[Count], strides: Sequence[Count], hidden: Count
+    ) -> None:
         super().__init__()
         if len(strides) != len(widths) or not widths:
             raise ValueError(f"decoder.strides={list(strides)}: expected one for each of {len(widths)} widths")
@@ -177,11 +180,11 @@ def image_weight(since: int, weight: float, delay: int, ramp: int) -> float:
     return 0.0 if since < 0 else weight * min(1.0, max(0.0, (since - delay) / ramp))
 
 
-def draw_secrets(count: int, bits: int, generator: torch.Generator) -> Tensor:
+def draw_secrets(count: int, bits: Count, generator: torch.Generator) -> Tensor:
     """float32 (count, n) of zeros and ones, on the CPU."""
     return torch.randint(0, 2, (count, bits), generator=generator).float()
 
 
-def secret_of(seed: int, bits: int) -> Tensor:
+def secret_of(seed: int, bits: Count) -> Tensor:
     """s*, the one secret of a run: float32 (n,) of zeros and ones."""
     return draw_secrets(1, bits, torch.Generator().manual_seed(mix(seed, 0x55BA)))[0]

@@ -15,6 +15,7 @@ from backdoor.attacks.ssba.method import Steganographer, draw_secrets, image_wei
 from backdoor.data.loader import Batch, mix
 from backdoor.errors import UserError
 from backdoor.modules.base import check_schedule, schedule_factor
+from backdoor.ranges import Count, CountOrNone, NotNegative, Share
 
 
 class StegoTraining(pl.LightningModule):
@@ -36,14 +37,14 @@ class StegoTraining(pl.LightningModule):
         self,
         *,
         model: Steganographer,
-        bits: int,
+        bits: Count,
         seed: int,
-        lr: float,
+        lr: NotNegative,
         schedule: str,
-        image_weight: float,
-        start_accuracy: float,
-        delay: int,
-        ramp: int,
+        image_weight: NotNegative,
+        start_accuracy: Share,
+        delay: CountOrNone,
+        ramp: Count,
     ) -> None:
         super().__init__()
         check_schedule(schedule)

@@ -15,6 +15,7 @@ from backdoor.attacks.ssba.trigger import Steganography
 from backdoor.context import RunContext
 from backdoor.data.loader import mix
 from backdoor.errors import UserError, check_whole
+from backdoor.ranges import Count, ProperShare
 from backdoor.stages.base import Outcome
 from backdoor.state import State
 from backdoor.triggers.base import Shape, shape_of
@@ -54,14 +55,14 @@ class TrainEncoder:
     def __init__(
         self,
         *,
-        bits: int,
+        bits: Count,
         encoder: Callable[..., Encoder],
         decoder: Callable[..., Decoder],
         module: Callable[..., pl.LightningModule],
-        batch_size: int,
-        epochs: int | None = None,
-        steps: int | None = None,
-        held_out: float = 0.02,
+        batch_size: Count,
+        epochs: Count | None = None,
+        steps: Count | None = None,
+        held_out: ProperShare = 0.02,
         enabled: bool = True,
     ) -> None:
         if (epochs is None) == (steps is None):

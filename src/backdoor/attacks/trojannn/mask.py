@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from backdoor.ranges import CountOrNone, Positive
 from backdoor.triggers.base import Shape
 from backdoor.triggers.local import ANCHORS, place
 from backdoor.triggers.settings import cell, one_of, pixels, side, whole
@@ -29,9 +30,9 @@ class Mask:
     """
 
     form: str = "disc"
-    size: float = 0.3
+    size: Positive = 0.3
     anchor: str = "bottom_right"
-    margin: int = 1
+    margin: CountOrNone = 1
 
     def __post_init__(self) -> None:
         one_of("mask.form", self.form, FORMS)

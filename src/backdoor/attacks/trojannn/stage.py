@@ -16,6 +16,7 @@ from backdoor.context import RunContext
 from backdoor.errors import UserError, check_whole
 from backdoor.inference import map_split
 from backdoor.models.base import ImageClassifier, Penultimate
+from backdoor.ranges import Count, Number, SomeLevels
 from backdoor.stages.base import Outcome
 from backdoor.state import Split, State
 from backdoor.triggers.additive import Additive
@@ -47,13 +48,13 @@ class ExciteNeurons:
         self,
         *,
         mask: Mask,
-        neurons: int = 2,
-        goal: float = 100,
-        start: float = 128,
-        bound: float = 76.5,
-        step: float = 2.55,
-        steps: int = 1000,
-        measured: int = 1000,
+        neurons: Count = 2,
+        goal: Number = 100,
+        start: SomeLevels = 128,
+        bound: SomeLevels = 76.5,
+        step: SomeLevels = 2.55,
+        steps: Count = 1000,
+        measured: Count = 1000,
         control: bool = False,
         enabled: bool = True,
     ) -> None:

@@ -14,12 +14,13 @@ from backdoor.data.augment import make_augment
 from backdoor.data.loader import Batch
 from backdoor.errors import UserError
 from backdoor.modules import Classifier
+from backdoor.ranges import NotNegative, Seed
 from backdoor.triggers import Warp
 
 FRESH = 2**32  # seeds of the noise: one for each row of each step
 
 
-def noise_group(poison: PoisonGroup, *, cross_ratio: float = 2.0) -> PoisonGroup:
+def noise_group(poison: PoisonGroup, *, cross_ratio: NotNegative = 2.0) -> PoisonGroup:
     """The rows of the fixed train set in noise mode: the same warp with jitter, true labels.
 
     Args:
@@ -54,7 +55,7 @@ class WaNetTraining(Classifier):
     """
 
     def __init__(
-        self, *, poison: PoisonGroup, noise: PoisonGroup, seed: int = 0, augment: str = "none", **common: Any
+        self, *, poison: PoisonGroup, noise: PoisonGroup, seed: Seed = 0, augment: str = "none", **common: Any
     ) -> None:
         super().__init__(**common)
         assert isinstance(poison.trigger, Warp)  # `noise_group` saw to that

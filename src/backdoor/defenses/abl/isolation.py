@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from backdoor.defenses.abl.method import lowest_rows
 from backdoor.errors import UserError, suggest
 from backdoor.inference import reestimate_batchnorm, sample_losses
+from backdoor.ranges import Count, ProperShare
 from backdoor.state import State
 
 COMBINE = {"mean": lambda passes: passes.mean(0), "median": lambda passes: passes.median(0).values}
@@ -35,7 +36,7 @@ class LossGapIsolation(pl.Callback):
     provides: Sequence[str] = ("suspect", "loss_gap")
 
     def __init__(
-        self, *, ratio: float = 0.01, last_epochs: int = 3, combine: str = "mean", reestimate_bn: bool = False
+        self, *, ratio: ProperShare = 0.01, last_epochs: Count = 3, combine: str = "mean", reestimate_bn: bool = False
     ) -> None:
         if last_epochs < 1:
             raise UserError(f"last_epochs={last_epochs}: expected at least 1")

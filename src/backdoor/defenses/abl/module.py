@@ -12,6 +12,7 @@ from backdoor.data.loader import Batch
 from backdoor.defenses.abl.method import signed_floor
 from backdoor.errors import UserError
 from backdoor.modules import BN_MODES, Classifier, StageModule, check_bn_mode, freeze_batch_norm, masked_mean
+from backdoor.ranges import NotNegative, Positive
 
 
 class LocalGradientAscent(Classifier):
@@ -22,7 +23,7 @@ class LocalGradientAscent(Classifier):
         form, reduction: see `signed_floor`.
     """
 
-    def __init__(self, *, level: float = 0.5, form: str = "lga", reduction: str = "batch", **common: Any) -> None:
+    def __init__(self, *, level: NotNegative = 0.5, form: str = "lga", reduction: str = "batch", **common: Any) -> None:
         super().__init__(**common)
         if level < 0:
             raise UserError(f"level={level}: expected a loss of at least 0, for instance 0.5")
@@ -73,15 +74,10 @@ class JointAscent(StageModule):
         weight: of the ascent term; 1 in the paper.
         ceiling: the cross-entropy, in nats, above which an isolated row is no longer unlearnt. None goes on without an
             end, as the paper writes it: the ascent then outgrows the descent and destroys the model.
-
-    Raises:
-        UserError: a ceiling that is not above 0.
     """
 
-    def __init__(self, *, weight: float = 1.0, ceiling: float | None = None, **common: Any) -> None:
+    def __init__(self, *, weight: NotNegative = 1.0, ceiling: Positive | None = None, **common: Any) -> None:
         super().__init__(**common)
-        if ceiling is not None and not (isinstance(ceiling, int | float) and ceiling > 0):
-            raise UserError(f"ceiling={ceiling}: expected a cross-entropy above 0, for instance 4.6, or null for none")
         self.weight, self.ceiling = weight, ceiling
         self.register_buffer("suspect", self.state.groups["suspect"].clone(), persistent=False)
 

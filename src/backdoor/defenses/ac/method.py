@@ -14,6 +14,7 @@ from torch import Tensor
 
 from backdoor.defenses.features import Detection
 from backdoor.errors import UserError, check_whole, suggest
+from backdoor.ranges import Count, Seed, Share
 
 REDUCTIONS = ("ica", "pca")
 RULES = ("relative_size", "silhouette")
@@ -24,12 +25,12 @@ MEASURED = 2000
 def activation_clusters(
     features: Tensor,
     *,
-    components: int = 10,
+    components: Count = 10,
     reduce: str = "pca",
     rule: str = "relative_size",
-    size: float = 0.35,
-    silhouette: float = 0.15,
-    seed: int = 0,
+    size: Share = 0.35,
+    silhouette: Share = 0.15,
+    seed: Seed = 0,
 ) -> Detection:
     """Split a class in two by 2-means on its reduced features; the smaller part may be poison.
 
@@ -49,6 +50,7 @@ def activation_clusters(
         UserError: a setting that is unknown or out of range.
     """
     check_settings(components, reduce, rule, size, silhouette)
+    seed %= 2**32  # scikit-learn takes no larger one
     low = reduced(features.double().numpy(), min(components, len(features) - 1, features.shape[1]), reduce, seed)
     found = KMeans(2, n_init=10, random_state=seed).fit(low)
     counts = np.bincount(found.labels_, minlength=2)
@@ -61,7 +63,7 @@ def activation_clusters(
     return Detection(torch.from_numpy(closer * max(apart, 0.0)).float(), torch.from_numpy(flagged))
 
 
-def check_settings(components: int, reduce: str, rule: str, size: float, silhouette: float) -> None:
+def check_settings(components: Count, reduce: str, rule: str, size: Share, silhouette: Share) -> None:
     """Raises UserError for the first setting that is wrong."""
     check_whole({"components": components})
     for setting, value, choices in (("reduce", reduce, REDUCTIONS), ("rule", rule, RULES)):
@@ -72,7 +74,7 @@ def check_settings(components: int, reduce: str, rule: str, size: float, silhoue
             raise UserError(f"{setting}={number}: expected a number above 0 and up to {high}")
 
 
-def reduced(features: np.ndarray, components: int, reduce: str, seed: int) -> np.ndarray:
+def reduced(features: np.ndarray, components: Count, reduce: str, seed: Seed) -> np.ndarray:
     """float64 (n, D) -> (n, components)."""
     if reduce == "ica":
         ica = FastICA(components, whiten="unit-variance", random_state=seed, max_iter=1000)
@@ -86,7 +88,7 @@ def reduced(features: np.ndarray, components: int, reduce: str, seed: int) -> np
     return PCA(components, random_state=seed).fit_transform(features)
 
 
-def separation(low: np.ndarray, clusters: np.ndarray, seed: int) -> float:
+def separation(low: np.ndarray, clusters: np.ndarray, seed: Seed) -> float:
     """Mean silhouette in [-1, 1] of at most `MEASURED` rows; 0 if there is one cluster alone."""
     rows = np.random.default_rng(seed).permutation(len(low))[:MEASURED]
     if len(np.unique(clusters[rows])) < 2 or len(rows) < 3:

@@ -25,6 +25,7 @@ from backdoor.defenses.anp.threshold import GRID, accuracy, largest_accepted, sw
 from backdoor.defenses.pruning import check_drop, check_share, hold_out, lowest_accepted, pruning_figure, rows_for
 from backdoor.errors import UserError, check_whole, suggest
 from backdoor.observing import epoch_ended
+from backdoor.ranges import BelowOne, Count, Momentum, NotNegative, ProperShare, Share
 from backdoor.stages.base import Outcome
 from backdoor.state import Split, State
 
@@ -68,19 +69,19 @@ class MaskNeurons:
     def __init__(
         self,
         *,
-        lr: float = 0.2,
-        momentum: float = 0.9,
-        eps: float = 0.4,
-        alpha: float = 0.2,
-        ascent_steps: int = 1,
-        steps: int = 2000,
-        batch_size: int = 128,
+        lr: NotNegative = 0.2,
+        momentum: Momentum = 0.9,
+        eps: Share = 0.4,
+        alpha: Share = 0.2,
+        ascent_steps: Count = 1,
+        steps: Count = 2000,
+        batch_size: Count = 128,
         augment: str = "none",
         statistics: str = "batch",
-        threshold: float | None = 0.2,
-        max_drop: float = 0.04,
+        threshold: BelowOne | None = 0.2,
+        max_drop: BelowOne = 0.04,
         drop: str = "absolute",
-        validation: float = 0.2,
+        validation: ProperShare = 0.2,
         control: bool = False,
         enabled: bool = True,
     ) -> None:

@@ -17,6 +17,7 @@ from backdoor.defenses.dbd.method import credible_rows, interleave, sharpen, sym
 from backdoor.errors import UserError, check_whole
 from backdoor.inference import batch_for, evaluating, map_batches
 from backdoor.modules import StageModule
+from backdoor.ranges import Count, NotNegative, Positive, ProperShare, Seed
 from backdoor.state import State
 
 PARTS = 3  # of a batch: labelled rows, and two views of unlabelled ones
@@ -48,19 +49,19 @@ class MixMatch(StageModule):
     def __init__(
         self,
         *,
-        rows: int = 64,
-        steps: int = 1024,
-        share: float = 0.5,
+        rows: Count = 64,
+        steps: Count = 1024,
+        share: ProperShare = 0.5,
         per_class: bool = False,
         augment: str = "crop_flip",
-        temperature: float = 0.5,
-        mix_alpha: float = 0.75,
-        weight: float = 15.0,
-        ramp: int = 190,
-        ramp_start: float = 10,
-        alpha: float = 0.1,
-        beta: float = 1.0,
-        seed: int = 0,
+        temperature: Positive = 0.5,
+        mix_alpha: Positive = 0.75,
+        weight: NotNegative = 15.0,
+        ramp: Count = 190,
+        ramp_start: NotNegative = 10,
+        alpha: NotNegative = 0.1,
+        beta: NotNegative = 1.0,
+        seed: Seed = 0,
         **common: Any,
     ) -> None:
         super().__init__(**common)

@@ -12,6 +12,7 @@ from backdoor.data.loader import Batch
 from backdoor.defenses.dbd.method import contrastive_loss, symmetric_cross_entropy
 from backdoor.modules import StageModule, check_bn_mode
 from backdoor.modules.contrast import ContrastModule, check_temperature, extractor_of
+from backdoor.ranges import NotNegative, Positive
 
 
 class Contrast(ContrastModule):
@@ -21,7 +22,7 @@ class Contrast(ContrastModule):
         temperature, symmetric: see `contrastive_loss`.
     """
 
-    def __init__(self, *, temperature: float = 0.5, symmetric: bool = False, **common: Any) -> None:
+    def __init__(self, *, temperature: Positive = 0.5, symmetric: bool = False, **common: Any) -> None:
         super().__init__(normalised=True, **common)
         check_temperature("temperature", temperature)
         self.temperature, self.symmetric = temperature, symmetric
@@ -40,7 +41,9 @@ class SymmetricHead(StageModule):
             leaves them as the contrast left them.
     """
 
-    def __init__(self, *, alpha: float = 0.1, beta: float = 1.0, bn_mode: str = "train", **common: Any) -> None:
+    def __init__(
+        self, *, alpha: NotNegative = 0.1, beta: NotNegative = 1.0, bn_mode: str = "train", **common: Any
+    ) -> None:
         super().__init__(**common)
         self.weights, self.bn_mode = {"alpha": alpha, "beta": beta}, check_bn_mode(bn_mode)
 

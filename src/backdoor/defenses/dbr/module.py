@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from backdoor.data.loader import Batch
 from backdoor.errors import UserError
 from backdoor.modules import StageModule, check_bn_mode, freeze_batch_norm
+from backdoor.ranges import Positive
 
 
 class UnlearnRelearn(StageModule):
@@ -29,7 +30,7 @@ class UnlearnRelearn(StageModule):
         UserError: an unknown mode; a ceiling that is not above 0.
     """
 
-    def __init__(self, *, bn_mode: str = "train", ceiling: float | None = None, **common: Any) -> None:
+    def __init__(self, *, bn_mode: str = "train", ceiling: Positive | None = None, **common: Any) -> None:
         super().__init__(**common)
         self.bn_mode, self.ceiling = check_bn_mode(bn_mode), ceiling
         if ceiling is not None and not (isinstance(ceiling, int | float) and ceiling > 0):

@@ -15,6 +15,7 @@ from backdoor.errors import UserError
 from backdoor.modules import StageModule, masked_mean
 from backdoor.modules.contrast import ContrastModule, check_temperature, extractor_of
 from backdoor.modules.views import Views
+from backdoor.ranges import NotNegative, Positive, Share
 
 
 class SemiContrastive(ContrastModule):
@@ -27,8 +28,8 @@ class SemiContrastive(ContrastModule):
     def __init__(
         self,
         *,
-        temperature: float = 0.1,
-        base_temperature: float = 0.07,
+        temperature: Positive = 0.1,
+        base_temperature: Positive = 0.07,
         positives: str = "same_label_any",
         **common: Any,
     ) -> None:
@@ -55,7 +56,7 @@ class MixedHead(StageModule):
         views: settings of `Views`; one view of each image.
     """
 
-    def __init__(self, *, weight: float = 0.001, views: Mapping[str, float] | None = None, **common: Any) -> None:
+    def __init__(self, *, weight: NotNegative = 0.001, views: Mapping[str, Share] | None = None, **common: Any) -> None:
         super().__init__(**common)
         if not isinstance(weight, int | float) or weight < 0:
             raise UserError(f"weight={weight}: expected a number of at least 0, for instance 0.001")

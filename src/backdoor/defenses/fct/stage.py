@@ -15,6 +15,7 @@ from backdoor.defenses.fct.method import check_transforms, feature_change, trans
 from backdoor.errors import UserError, check_whole
 from backdoor.inference import batch_for, evaluating, map_rows, predict
 from backdoor.models.base import ImageClassifier
+from backdoor.ranges import Angle, Count, SomeShare
 from backdoor.stages.base import Outcome
 from backdoor.state import Split, State
 
@@ -44,9 +45,9 @@ class FeatureConsistency:
         *,
         weights: str,
         transforms: Sequence[str] = ("rotate", "affine"),
-        angle: float = 180,
-        shift: float = 0.2,
-        draws: int = 4,
+        angle: Angle = 180,
+        shift: SomeShare = 0.2,
+        draws: Count = 4,
         control: bool = False,
         enabled: bool = True,
     ) -> None:

@@ -20,6 +20,7 @@ from backdoor.defenses.fp.unit import Unit, find_unit, prune_channels
 from backdoor.defenses.pruning import check_drop, check_share, hold_out, lowest_accepted, pruning_figure, rows_for
 from backdoor.errors import UserError
 from backdoor.inference import map_split
+from backdoor.ranges import BelowOne, ProperShare
 from backdoor.stages.base import Outcome
 from backdoor.state import Split, State
 
@@ -53,10 +54,10 @@ class PruneDormant:
     def __init__(
         self,
         *,
-        max_drop: float = 0.04,
+        max_drop: BelowOne = 0.04,
         drop: str = "absolute",
-        step: float = 0.01,
-        validation: float = 0.5,
+        step: ProperShare = 0.01,
+        validation: ProperShare = 0.5,
         control: bool = False,
         enabled: bool = True,
     ) -> None:

@@ -14,6 +14,7 @@ from backdoor.data.loader import Batch
 from backdoor.defenses.nad.method import attention_layers, captured, distillation_loss
 from backdoor.errors import UserError
 from backdoor.modules import StageModule
+from backdoor.ranges import NotNegative, Positive
 
 
 class AttentionDistillation(StageModule):
@@ -27,7 +28,12 @@ class AttentionDistillation(StageModule):
     """
 
     def __init__(
-        self, *, betas: Sequence[float] = (500, 1000, 1000), power: float = 2.0, teacher: str = "teacher", **common: Any
+        self,
+        *,
+        betas: Sequence[NotNegative] = (500, 1000, 1000),
+        power: Positive = 2.0,
+        teacher: str = "teacher",
+        **common: Any,
     ) -> None:
         super().__init__(**common)
         if not betas or any(not isinstance(beta, int | float) or beta < 0 for beta in betas):

@@ -11,6 +11,7 @@ from backdoor.data.loader import Batch
 from backdoor.defenses.nc.method import stamp
 from backdoor.errors import UserError
 from backdoor.modules import Classifier
+from backdoor.ranges import SomeShare
 
 
 class TriggerUnlearning(Classifier):
@@ -25,7 +26,7 @@ class TriggerUnlearning(Classifier):
     masks: Tensor
     patterns: Tensor
 
-    def __init__(self, *, ratio: float = 0.2, **common: Any) -> None:
+    def __init__(self, *, ratio: SomeShare = 0.2, **common: Any) -> None:
         super().__init__(**common)
         if not isinstance(ratio, int | float) or not 0 < ratio <= 1:
             raise UserError(f"ratio={ratio}: expected a share above 0 and up to 1, for instance 0.2")
@@ -41,7 +42,7 @@ class TriggerUnlearning(Classifier):
         return super().training_step(batch._replace(images=images), batch_idx)
 
 
-def stamp_share(images: Tensor, masks: Tensor, patterns: Tensor, ratio: float) -> Tensor:
+def stamp_share(images: Tensor, masks: Tensor, patterns: Tensor, ratio: SomeShare) -> Tensor:
     """A copy whose first rows carry a trigger; batches are shuffled, so these are any rows.
 
     Args:

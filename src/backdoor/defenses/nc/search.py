@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from backdoor.data.loader import mix, to_float
 from backdoor.defenses.nc.method import Costs, adjust, stamp
 from backdoor.errors import UserError, check_whole
+from backdoor.ranges import AboveOne, Count, Momentum, Positive, SomeShare
 
 Forward = Callable[[Tensor], Tensor]
 
@@ -41,18 +42,18 @@ class Search:
         UserError: a setting out of range.
     """
 
-    epochs: int = 80
-    batch_size: int = 256
-    at_once: int | None = None
-    lr: float = 0.1
-    betas: Sequence[float] = (0.5, 0.9)
-    cost: float = 1e-3
-    multiplier: float = 2.0
-    patience: int = 5
+    epochs: Count = 80
+    batch_size: Count = 256
+    at_once: Count | None = None
+    lr: Positive = 0.1
+    betas: Sequence[Momentum] = (0.5, 0.9)
+    cost: Positive = 1e-3
+    multiplier: AboveOne = 2.0
+    patience: Count = 5
     from_zero: bool = False
-    success: float = 0.98
-    stop_patience: int = 25
-    improvement: float = 0.99
+    success: SomeShare = 0.98
+    stop_patience: Count = 25
+    improvement: SomeShare = 0.99
 
     def __post_init__(self) -> None:
         whole = {"epochs": self.epochs, "batch_size": self.batch_size, "patience": self.patience}

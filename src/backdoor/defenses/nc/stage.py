@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,8 @@ from backdoor.defenses.nc.figure import draw_triggers
 from backdoor.defenses.nc.method import anomaly_indices, deviations, outliers
 from backdoor.defenses.nc.search import Reversed, Search, reverse_triggers
 from backdoor.errors import UserError
+from backdoor.expectations import PassedTo
+from backdoor.ranges import Positive
 from backdoor.stages.base import Outcome
 from backdoor.state import Split, State
 
@@ -55,11 +57,11 @@ class Invert:
     def __init__(
         self,
         *,
-        threshold: float = 2.0,
-        floor: float = 1.0,
+        threshold: Positive = 2.0,
+        floor: Positive = 1.0,
         control: bool = False,
         enabled: bool = True,
-        **search: Any,
+        **search: Annotated[Any, PassedTo(Search)],
     ) -> None:
         for setting, value in (("threshold", threshold), ("floor", floor)):
             if not isinstance(value, int | float) or not 0 < value < float("inf"):

@@ -7,12 +7,13 @@ from torch import Tensor
 
 from backdoor.defenses.features import Detection
 from backdoor.errors import UserError
+from backdoor.ranges import Share
 
 # Algorithm 1 of the paper removes 1.5 times as many rows as are thought to be poisoned.
 MARGIN = 1.5
 
 
-def spectral_signatures(features: Tensor, *, poison_share: float = 0.1) -> Detection:
+def spectral_signatures(features: Tensor, *, poison_share: Share = 0.1) -> Detection:
     """Squared projections of a class's centred features on their first right singular vector (Algorithm 1).
 
     Args:

@@ -19,7 +19,7 @@ from backdoor.attacks import PoisonPlan
 from backdoor.report.wandb_logger import summary_keys
 from conftest import QUICK, numbers, read_json
 from helpers_report import ended, items, kind
-from helpers_run import finish, start
+from helpers_run import finish, in_process, start
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -70,21 +70,18 @@ def killed() -> Iterator[list[subprocess.Popen[str]]]:
 
 def test_a_killed_run_goes_on_to_the_same_numbers(tmp_path, killed):
     words = (*SHORT, "defense=none", "trainer.checkpoint_s=0")
-    for name in ("whole", "killed"):
-        cache = tmp_path / f"cache_{name}"
-        process = start(cache, tmp_path, *words, f"hydra.run.dir={tmp_path / name}")
-        killed.append(process)
-        if name == "killed":
-            wait_for(lambda: list(cache.glob("victim/*.part/resume.ckpt")), process)  # noqa: B023
-            os.kill(process.pid, signal.SIGKILL)
-            assert process.wait() == -signal.SIGKILL
-            assert not (tmp_path / name / "result.json").exists()
-            assert not list(cache.glob("victim/*/artifact.json"))
-            again = start(cache, tmp_path, *words, f"hydra.run.dir={tmp_path / name}")
-            killed.append(again)
-            finish(again)
-        else:
-            finish(process)
+    status, said = in_process(tmp_path / "cache_whole", *words, f"hydra.run.dir={tmp_path / 'whole'}")
+    assert status == 0, said
+    cache, words = tmp_path / "cache_killed", (*words, f"hydra.run.dir={tmp_path / 'killed'}")
+    process = start(cache, tmp_path, *words)
+    killed.append(process)
+    wait_for(lambda: list(cache.glob("victim/*.part/resume.ckpt")), process)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not (tmp_path / "killed" / "result.json").exists()
+    assert not list(cache.glob("victim/*/artifact.json"))
+    status, said = in_process(cache, *words)
+    assert status == 0, said
     assert numbers(tmp_path / "killed") == numbers(tmp_path / "whole")
     weights = [load_file(tmp_path / name / "weights" / "victim.safetensors") for name in ("whole", "killed")]
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())

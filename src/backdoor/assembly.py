@@ -66,9 +66,9 @@ def assemble(cfg: DictConfig, *, here: bool = True) -> Pieces:
     names, shape = source.names(), source.shape
     attack.check(None if names is None else len(names), shape)
     if shape is not None:
-        source.check_channels(shape[0])
-    if shape is not None and names is not None:
-        try_model(cfg.model, facts_of(len(names), shape, source.mean, source.std), here=here)
+        mean, std = source.normalisation(shape[0])
+        if names is not None:
+            try_model(cfg.model, facts_of(len(names), shape, mean, std), here=here)
     return Pieces(source, steps, attack, crafting, logger)
 
 

@@ -17,8 +17,19 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 from hydra._internal.utils import _locate
 from omegaconf import DictConfig, OmegaConf
 
-from backdoor.errors import UserError
-from backdoor.expectations import Section, described, is_listing, is_mapping, is_section, made_by, members, noun, taken
+from backdoor.errors import UserError, suggest
+from backdoor.expectations import (
+    Closed,
+    Section,
+    described,
+    is_listing,
+    is_mapping,
+    is_section,
+    made_by,
+    members,
+    noun,
+    taken,
+)
 from backdoor.ranges import LARGEST, Range
 
 Path = tuple[str | int, ...]
@@ -173,8 +184,12 @@ def inside(value: Any, path: Path) -> Iterator[Fault]:
 
 
 def fields(value: Mapping[Any, Any], schema: Any, path: Path) -> Iterator[Fault]:
-    """Those of a mapping that has the fields of a dataclass; further keys are not looked at."""
-    for name, hint in get_type_hints(schema, include_extras=True).items():
+    """Those of a mapping that has the fields of a dataclass; further keys are looked at only where it is `Closed`."""
+    hints = get_type_hints(schema, include_extras=True)
+    for key in value if issubclass(schema, Closed) else ():
+        if key not in hints:
+            yield Fault((*path, key), f"no such setting; {suggest(str(key), hints)}")
+    for name, hint in hints.items():
         place = (*path, name)
         yield from faults(value[name], hint, place) if name in value else absent(schema, name, place)
 

@@ -18,6 +18,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from backdoor import __version__
+from backdoor.class_names import number_classes
 from backdoor.cli_check import (
     MAX_CHECKED_JOBS,
     Command,
@@ -204,6 +205,7 @@ def job_of(program: str) -> Callable[[DictConfig], Any]:
             check_choices(words)
             cfg = adopt(cfg, words)
             check_config(cfg)
+            number_classes(cfg)
             folder = Path(HydraConfig.get().runtime.output_dir)
             kept = find(cfg) if multirun else None
             again = kept is not None and reuse(kept, cfg, folder)

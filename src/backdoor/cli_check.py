@@ -17,6 +17,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import InterpolationResolutionError
 
+from backdoor.class_names import number_classes
 from backdoor.confdir import conf_dir
 from backdoor.errors import UserError
 from backdoor.finished import adopt, parsed
@@ -163,6 +164,7 @@ def check_job(job: Command, compose: Callable[[Sequence[str]], DictConfig] | Non
         del cfg["hydra"]  # has required values that only a running job fills
     cfg = adopt(cfg, job.overrides)
     check_config(cfg)
+    number_classes(cfg)
     return Job(cfg, whole, here=str(launcher).endswith(".BasicLauncher"))
 
 
@@ -189,7 +191,8 @@ def check_names(cfg: DictConfig) -> None:
     """
     names = {key: OmegaConf.select(cfg, key) for key in NAMED}
     for key in KEYED:
-        names |= {f"{key}.{name}": name for name in OmegaConf.select(cfg, key) or ()}
+        node = OmegaConf.select(cfg, key)
+        names |= {f"{key}.{name!s}": name for name in node} if isinstance(node, DictConfig) else {}
     for key, name in names.items():
         if name is not None and not PLAIN_PART.fullmatch(str(name)):
             raise UserError(

@@ -27,6 +27,10 @@ class Section:
     """Base of dataclasses whose fields are the keys of a mapping without `_target_`."""
 
 
+class Closed(Section):
+    """A section without further keys."""
+
+
 @dataclass(frozen=True)
 class PassedTo:
     """Marks `**settings: Annotated[Any, PassedTo(Search)]`: they are the arguments of another callable."""

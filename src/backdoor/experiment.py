@@ -49,7 +49,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         UserError: a setting or a file that does not fit; before any training wherever it can be known.
     """
     folder = Path(HydraConfig.get().runtime.output_dir)
-    processes = cfg.trainer.get("devices", 1)
+    processes = OmegaConf.select(cfg, "trainer.devices", default=1)
     if processes != 1 and world() == 1:
         check(cfg)
         return launch(cfg, folder, processes)

@@ -10,7 +10,7 @@ from torch import nn
 
 from backdoor.attacks import Attack
 from backdoor.data.sources import Source
-from backdoor.expectations import Section
+from backdoor.expectations import Closed, Section
 from backdoor.ranges import Count, CountOrNone, NotNegative, Range, Seed
 from backdoor.report.loggers import RunLogger
 from backdoor.stages import Stage
@@ -19,7 +19,7 @@ Threads = Annotated[int, Range(least=1, most=1024)]  # beyond that, starting the
 
 
 @dataclass(frozen=True)
-class TrainerSettings(Section):
+class TrainerSettings(Closed):
     """conf/trainer."""
 
     device: str
@@ -35,7 +35,7 @@ class TrainerSettings(Section):
 
 
 @dataclass(frozen=True)
-class StoreSettings(Section):
+class StoreSettings(Closed):
     """Where artifacts are kept."""
 
     dir: str | None
@@ -50,7 +50,7 @@ class DefenseSettings(Section):
 
 
 @dataclass(frozen=True)
-class PreviewSettings(Section):
+class PreviewSettings(Closed):
     """conf/preview.yaml."""
 
     images: Count

@@ -29,6 +29,8 @@ def slots_of(workers: int | None, devices: Sequence[int | str] | None) -> list[s
         check_whole({"hydra.launcher.workers": workers})
     if devices is None:
         return [None] * (WORKERS if workers is None else workers)
+    if isinstance(devices, str) or not isinstance(devices, Sequence):
+        raise UserError(f"hydra.launcher.devices={devices}: expected a list of devices, as [0,1]")
     named = [str(device) for device in devices]
     count = len(named) if workers is None else workers
     if count > len(named) or not named:

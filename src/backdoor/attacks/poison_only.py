@@ -54,6 +54,8 @@ class PoisonOnly:
     ) -> None:
         self.name, self.ratio, self.target = name, ratio, target
         self.groups = dict(groups or {})
+        if trigger is None and label_map is not None and self.groups:
+            raise UserError("attack.trigger=null: expected a trigger, as the attack has a label map")
         self.label_map, self.trigger = label_map, trigger
         for group, one in self.groups.items():
             # A group may change labels alone, but then it is not the one whose trigger is measured.

@@ -32,13 +32,17 @@ class Parts(NamedTuple):
     classes: tuple[str, ...] | None
 
 
+LUMA = (0.299, 0.587, 0.114)  # of R, G and B (ITU-R 601), as the images are made grey
+
+
 @dataclass(frozen=True, kw_only=True)
 class Source(ABC):
     """A data set to be loaded; making one checks the settings and touches no disk.
 
     Args:
         name: shown in tables.
-        mean, std: of the channels of [0, 1] images; one value a channel.
+        mean, std: of the channels of [0, 1] images; one value a channel. Where images are made grey, three become their
+            luma (of standard deviations: as if the channels went together); where grey is repeated, so is one.
         channels: 3 (grey images are repeated) or 1 (colour images become luma); None = as the images are.
         image_size: pixels, one number (square) or [height, width]; None = as is.
         on_corrupt: error, or skip (and count) files that cannot be decoded.
@@ -140,17 +144,29 @@ class Source(ABC):
         lacking = sorted(set(test.labels.tolist()) - set(train.labels.tolist()))
         if lacking and not self.limit_of("train").count:
             raise UserError(f"data: the test set of {self.name} has class {classes[lacking[0]]!r}, the train set not")
-        self.check_channels(train.shape[0])
-        mean, std = (tuple(float(value) for value in values) for values in (self.mean, self.std))
+        mean, std = self.normalisation(train.shape[0])
         return DataSet(self.name, train, test, classes, mean, std)
 
-    def check_channels(self, channels: int) -> None:
-        """The normalisation must fit the images."""
-        for setting, values in (("mean", self.mean), ("std", self.std)):
-            if len(values) != channels:
+    def normalisation(self, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """(mean, std) of images with so many channels.
+
+        Raises:
+            UserError: another number of values than one a channel, or than grey and colour turn into each other.
+        """
+        made = []
+        for setting, given in (("mean", self.mean), ("std", self.std)):
+            values = tuple(float(value) for value in given)
+            if (len(values), channels) == (3, 1):
+                same = len(set(values)) == 1  # exactly that value, then
+                values = values[:1] if same else (sum(a * b for a, b in zip(LUMA, values, strict=True)),)
+            elif (len(values), channels) == (1, 3):
+                values *= 3
+            elif len(values) != channels:
                 raise UserError(
-                    f"data.{setting}={list(values)}: expected {channels} values, one a channel of the images"
+                    f"data.{setting}={list(given)}: expected {channels} values, one a channel of the images"
                 )
+            made.append(values)
+        return made[0], made[1]
 
 
 def load_images(

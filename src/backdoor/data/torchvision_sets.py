@@ -15,7 +15,7 @@ from backdoor.data.cache import lock, writing
 from backdoor.data.decode import ImageFile, stamp_of
 from backdoor.data.files import stat_files
 from backdoor.data.folder import FileSource
-from backdoor.data.names import CIFAR10, CIFAR100, FASHION, GTSRB
+from backdoor.data.names import CIFAR10, CIFAR100, FASHION, GTSRB, GTSRB_FOLDERS
 from backdoor.data.pictures import ArrayPictures
 from backdoor.data.sources import Parts
 from backdoor.errors import UserError
@@ -191,7 +191,7 @@ class Gtsrb(TorchvisionSource):
             self.fetch(cache_dir, lambda: (self.listed("train"), self.listed("test")))
         train, test = self.listed("train"), self.listed("test")
         folders = sorted({Path(file.path).parent.name for file in train})
-        if folders != list(GTSRB):
+        if folders != list(GTSRB_FOLDERS):
             raise UserError(
                 f"data.root={self.root}: expected 43 class folders 00000 to 00042 in gtsrb/GTSRB/Training, "
                 f"got {len(folders)}: the copy is not whole"

@@ -109,6 +109,8 @@ class Fit:
     ) -> None:
         groups = [rows] if isinstance(rows, str) else list(rows)
         mixed = [name for group in groups for name in str(group).split("|")]
+        if not mixed:
+            raise UserError(f"rows=[]: expected at least one of {', '.join(TRAINED_ON)}")
         chosen = [("model", model, MODELS), ("augment", augment, tuple(PIPELINES))]
         for setting, value, choices in [*chosen, *(("rows", name, TRAINED_ON) for name in mixed)]:
             if value not in choices:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from backdoor.launching import CallsLauncher
-from backdoor.workers import run_all, slots_of
+from backdoor.workers import check_device, run_all, slots_of
 
 
 class JoblibLauncher(CallsLauncher):
@@ -31,5 +31,7 @@ class JoblibLauncher(CallsLauncher):
         self.slots = slots_of(workers, devices)
 
     def run_all(self, call: Callable[..., Any], calls: Sequence[tuple[Any, ...]], folder: Path) -> list[Any]:
-        """Each call in one of the workers."""
+        """Each call in one of the workers; said once here where no device is, and not by each job."""
+        for slot in self.slots:
+            check_device(slot)
         return run_all(call, calls, self.slots)

@@ -133,7 +133,7 @@ def test_the_first_failure_is_the_one_that_is_told(tmp_path):
     [
         (["trainer.devices=0"], "trainer.devices=0: expected a whole number of at least 1"),
         (["trainer.devices=two"], "trainer.devices=two: expected a whole number of at least 1"),
-        (["trainer.device=meta"], "trainer.devices=2: expected trainer.device=cuda or cpu, got meta"),
+        (["trainer.device=meta"], "trainer.device=meta: not available here; use auto, cpu, cuda, cuda:N or mps"),
     ],
 )
 def test_bad_devices_are_refused_before_anything_starts(command, words, expected):

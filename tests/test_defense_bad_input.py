@@ -39,6 +39,31 @@ def test_trusted_rows_are_asked_for_by_their_setting(command, tmp_path, defense)
     assert not list((tmp_path / "cache").glob("victim/*"))
 
 
+# Words -> the fewest trusted rows that the defense can work with.
+NEEDING = {
+    "defense=fp": 50,  # 25 held out, half of them
+    "defense=fp defense.stages.prune.max_drop=0.1 defense.stages.prune.validation=0.2": 48,
+    "defense=anp defense.stages.mask.threshold=null": 69,
+    "defense=anp": 2,
+    "defense=ft": 1,
+}
+
+
+@pytest.mark.parametrize("words", NEEDING)
+def test_too_few_trusted_rows_are_refused_before_anything_trains(command, tmp_path, words):
+    least = NEEDING[words]
+    asked = [str(least - 1)] if least > 1 else []
+    for reserved in (*asked, *(["0.03"] if least > 43 else [])):  # 43 of 1,437, which only the data tell
+        status, _, said = command(*QUICK, *words.split(), f"reserved={reserved}", cache=tmp_path / "cache")
+        rows = "43" if reserved == "0.03" else reserved
+        assert status == 2
+        assert f"error: reserved={reserved}: gives {rows} trusted rows, but stage " in said
+        assert f"needs at least {least}; set reserved={least} or more" in said
+        assert not list((tmp_path / "cache").glob("victim/*"))
+    status, _, said = command(*QUICK, *words.split(), f"reserved={least}")
+    assert status == 0, said
+
+
 # Each trained stage of a defense, with a rate at which it diverges.
 DIVERGING = {
     "ft": "finetune",

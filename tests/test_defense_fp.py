@@ -14,7 +14,7 @@ from backdoor.defenses.fp.method import channel_activation
 from backdoor.defenses.fp.replay import Activations
 from backdoor.defenses.fp.stage import measure
 from backdoor.defenses.fp.unit import find_unit, prune_channels
-from backdoor.defenses.pruning import hold_out, lowest_accepted, rows_for
+from backdoor.defenses.pruning import hold_out, lowest_accepted, rows_for, rows_to_hold_out
 from backdoor.errors import UserError
 from backdoor.inference import map_split, predict
 from backdoor.models import preact_resnet18, torchvision_net
@@ -70,6 +70,14 @@ def test_held_out_rows_are_apart_and_stratified():
     for share, least in ((0.2, 25), (0.001, 1), (0.999, 1)):
         with pytest.raises(UserError, match=r"reserved: 100 trusted rows.*expected at least"):
             hold_out(split, share, 0, least=least)
+
+
+@pytest.mark.parametrize("share", [0.001, 0.2, 0.36, 0.5, 0.9, 0.999])
+@pytest.mark.parametrize("least", [1, 10, 25])
+def test_the_fewest_rows_of_which_enough_are_held_out(share, least):
+    fewest = next(rows for rows in range(10**6) if least <= round(share * rows) < rows)  # slowly
+    assert rows_to_hold_out(share, least) == fewest
+    assert rows_to_hold_out(1 - 1e-9, 1) > 4e8  # and that at once
 
 
 MODELS = {

@@ -121,7 +121,7 @@ MISTAKES = {
     "attack.trigger.size=40": "attack.trigger.size: expected a trigger that fits 32x32",
     "preview.images=0": "preview.images=0: expected a whole number of at least 1",
     "preview.imags=3": "preview.imags: no such option 'imags' in 'preview'; did you mean 'images'?",
-    "attack=lc attack.ratio=2": "attack.ratio=2: expected a share from 0 to 1",
+    "attack=lc attack.ratio=2": "attack.ratio=2: expected a number from 0 to 1",
     "-m attack=badnets,none": "job 1 (attack=none): attack=none: plants no trigger",
 }
 

@@ -23,7 +23,7 @@ from backdoor.errors import UserError
 from backdoor.report.loggers import Loggers, RunLogger
 from backdoor.report.memory import total_memory
 from backdoor.settings import Settings
-from backdoor.stages import Step, check_chain
+from backdoor.stages import Step, check_chain, check_trusted
 from backdoor.state import State
 from backdoor.store import fingerprint
 
@@ -63,6 +63,8 @@ def assemble(cfg: DictConfig, *, here: bool = True) -> Pieces:
     check_chain(crafting, {"train"}, f"attack={attack.name}")
     inputs = {"train", *attack.inputs, *(["reserved"] if cfg.reserved else [])}
     check_chain(steps, inputs, f"defense={cfg.defense.name}")
+    if cfg.reserved and isinstance(cfg.reserved, int):  # what a share gives, the data tell
+        check_trusted(steps, cfg.reserved, cfg.reserved)
     names, shape = source.names(), source.shape
     attack.check(None if names is None else len(names), shape)
     if shape is not None:

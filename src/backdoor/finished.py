@@ -75,6 +75,8 @@ def adopt(cfg: DictConfig, words: Sequence[str]) -> DictConfig:
         UserError: a folder as for `run_words`; a word that contradicts the run; a defense that needs trusted rows where
             the run has none; a `_target_` in the folder's config that this package's own configs do not name.
     """
+    if not isinstance(OmegaConf.select(cfg, "attack"), DictConfig):
+        return cfg  # a config of the user's that is no attack, which the check of types says
     folder = OmegaConf.select(cfg, SETTING)
     if folder is None:
         return cfg

@@ -14,6 +14,7 @@ from backdoor.assembly import assemble, hardware_of, model_facts, quieten
 from backdoor.context import RunContext
 from backdoor.data.reserve import split_reserved
 from backdoor.data.sources import DataSet
+from backdoor.stages import check_trusted
 from backdoor.state import Split
 from backdoor.store import Store, store_root
 
@@ -49,12 +50,13 @@ class Preparation:
         """The clean train set, the clean test set, and the trusted rows that are set aside of the former, if any.
 
         Raises:
-            UserError: a class, a trigger or a ratio that does not fit these data; before the attacker trains anything.
+            UserError: a class, a trigger, a ratio or too few trusted rows; before the attacker trains anything.
         """
         train, test = data.train.open(), data.test.open()
         reserved = None
         if self.cfg.reserved:
             kept, trusted = split_reserved(train, self.cfg.reserved, self.cfg.seed)
+            check_trusted(self.steps, self.cfg.reserved, len(trusted))
             train, reserved = train.take(kept), train.take(trusted)
         self.attack.check(data.num_classes, data.shape, train.labels)
         return train, test, reserved

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from itertools import count as count_from
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,18 @@ def rows_for(max_drop: float) -> int:
     return math.ceil(1 / max_drop - 1e-9) if max_drop > 0 else 1
 
 
+def held_out(rows: int, share: float, least: int) -> int | None:
+    """How many of the trusted rows are held out; None if that is fewer than `least`, or all."""
+    count = round(share * rows)
+    return count if least <= count < rows else None
+
+
+def rows_to_hold_out(share: float, least: int) -> int:
+    """The fewest trusted rows of which `share` in (0, 1) is at least `least`, with some left."""
+    first = int(max((least - 1) / share, 0.5 / (1 - share) - 1))  # nothing below it is enough
+    return next(rows for rows in count_from(first) if held_out(rows, share, least) is not None)
+
+
 def hold_out(reserved: Split, share: float, seed: int, *, least: int = 1) -> tuple[Split, Split]:
     """(the rest, the held-out part) of the trusted rows: disjoint, drawn by the seed, stratified by class.
 
@@ -56,8 +69,9 @@ def hold_out(reserved: Split, share: float, seed: int, *, least: int = 1) -> tup
     Raises:
         UserError: too few rows for that, or none left for the rest.
     """
-    count = round(share * len(reserved))
-    if count < least or count >= len(reserved):
+    count = held_out(len(reserved), share, least)
+    if count is None:
+        count = round(share * len(reserved))
         raise UserError(
             f"reserved: {len(reserved)} trusted rows and validation={share} hold out {count}; expected at least "
             f"{least} and some left; set more rows with reserved=, or another validation or max_drop"

@@ -4,7 +4,7 @@ from backdoor.stages.base import Draws, Outcome, Stage, Tries
 from backdoor.stages.fit import Fit
 from backdoor.stages.mark import Mark
 from backdoor.stages.network import Preprocesses
-from backdoor.stages.pipeline import Finished, Pipeline, Step, check_chain
+from backdoor.stages.pipeline import Finished, Pipeline, Step, check_chain, check_trusted
 
 __all__ = [
     "Draws",
@@ -18,4 +18,5 @@ __all__ = [
     "Step",
     "Tries",
     "check_chain",
+    "check_trusted",
 ]

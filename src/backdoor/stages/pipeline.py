@@ -81,6 +81,24 @@ def check_chain(steps: list[Step], has: set[str], what: str) -> None:
             known |= step.stage.provides
 
 
+def check_trusted(steps: list[Step], reserved: int | float, rows: int) -> None:
+    """Raises UserError if a stage needs more trusted rows than there are.
+
+    A stage that needs more than one says how many by its attribute `reserved_rows`.
+
+    Args:
+        reserved: the setting, a number or a share, for the message.
+        rows: how many that is.
+    """
+    for step in steps:
+        least: int = getattr(step.stage, "reserved_rows", 1)
+        if "reserved" in step.stage.requires and rows < least:
+            raise UserError(
+                f"reserved={reserved}: gives {rows} trusted rows, but stage {step.name} needs at least {least}; set "
+                f"reserved={least} or more, or other settings of that stage"
+            )
+
+
 def kind_of(step: Step) -> str:
     """The store's folder for a stage: victims, which many runs share, lie apart."""
     return "victim" if step.name == "victim" else "stage"

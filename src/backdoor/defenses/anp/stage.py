@@ -22,7 +22,15 @@ from backdoor.data.loader import mix, to_float
 from backdoor.defenses.anp.method import learn_masks, scaled
 from backdoor.defenses.anp.norms import find_norms, neuron_count, prune_neurons, split_by_norm
 from backdoor.defenses.anp.threshold import GRID, accuracy, largest_accepted, sweep
-from backdoor.defenses.pruning import check_drop, check_share, hold_out, lowest_accepted, pruning_figure, rows_for
+from backdoor.defenses.pruning import (
+    check_drop,
+    check_share,
+    hold_out,
+    lowest_accepted,
+    pruning_figure,
+    rows_for,
+    rows_to_hold_out,
+)
 from backdoor.errors import UserError, check_whole, suggest
 from backdoor.observing import epoch_ended
 from backdoor.ranges import BelowOne, Count, Momentum, NotNegative, ProperShare, Share
@@ -99,6 +107,8 @@ class MaskNeurons:
         self.search = {"lr": lr, "momentum": momentum, "eps": eps, "alpha": alpha, "ascent_steps": ascent_steps}
         self.steps, self.batch_size, self.statistics = steps, batch_size, statistics
         self.threshold, self.max_drop, self.drop, self.validation = threshold, max_drop, drop, validation
+        self.least = rows_for(max_drop) if threshold is None else 1  # to be held out
+        self.reserved_rows = rows_to_hold_out(validation, self.least)
         self.control, self.enabled = control, enabled
 
     def run(self, state: State, context: RunContext, *, name: str, work: Path) -> Outcome:
@@ -106,8 +116,7 @@ class MaskNeurons:
         assert state.model is not None  # the pipeline checked `requires`
         assert state.reserved is not None
         norms = find_norms(state.model)
-        least = rows_for(self.max_drop) if self.threshold is None else 1
-        rest, held = hold_out(state.reserved, self.validation, context.seed, least=least)
+        rest, held = hold_out(state.reserved, self.validation, context.seed, least=self.least)
         masks, history = self.learn(state.model, rest, context, name)
         named = split_by_norm(masks, norms)
         curve = self.cut(state.model, named, held, channels_last=context.hardware.channels_last)

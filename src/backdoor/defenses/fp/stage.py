@@ -17,7 +17,15 @@ from backdoor.data.loader import to_float
 from backdoor.defenses.fp.method import dormant_first, last_accepted, pruning_levels
 from backdoor.defenses.fp.replay import Activations, Levels
 from backdoor.defenses.fp.unit import Unit, find_unit, prune_channels
-from backdoor.defenses.pruning import check_drop, check_share, hold_out, lowest_accepted, pruning_figure, rows_for
+from backdoor.defenses.pruning import (
+    check_drop,
+    check_share,
+    hold_out,
+    lowest_accepted,
+    pruning_figure,
+    rows_for,
+    rows_to_hold_out,
+)
 from backdoor.errors import UserError
 from backdoor.inference import map_split
 from backdoor.ranges import BelowOne, ProperShare
@@ -65,13 +73,15 @@ class PruneDormant:
         check_share("step", step)
         check_share("validation", validation)
         self.max_drop, self.drop, self.step, self.validation = max_drop, drop, step, validation
+        self.least = rows_for(max_drop)  # to be held out
+        self.reserved_rows = rows_to_hold_out(validation, self.least)
         self.control, self.enabled = control, enabled
 
     def run(self, state: State, context: RunContext, *, name: str, work: Path) -> Outcome:
         """The state with the pruned model; nothing is pruned if already the first step costs too much."""
         assert state.model is not None  # the pipeline checked `requires`
         assert state.reserved is not None
-        rest, held = hold_out(state.reserved, self.validation, context.seed, least=rows_for(self.max_drop))
+        rest, held = hold_out(state.reserved, self.validation, context.seed, least=self.least)
         model, layout = copy.deepcopy(state.model), context.hardware.channels_last
         few = rest.images[:2].to(context.hardware.device)
         unit = find_unit(model, to_float(few, channels_last=layout))

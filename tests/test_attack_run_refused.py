@@ -231,6 +231,9 @@ def test_a_trigger_that_is_not_the_configs_is_refused(finished, tmp_path):
     save_tensors({"other": attack.trigger.control}, run / "trigger.safetensors")
     with pytest.raises(UserError, match="do not agree"):
         attack.equip({}, None)
+    (run / "trigger.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")  # without any tensor
+    with pytest.raises(UserError, match="do not agree"):
+        attack.equip({}, None)
 
 
 def warped(attack: dict) -> None:

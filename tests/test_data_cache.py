@@ -79,7 +79,9 @@ def test_writing_to_an_opened_split_reaches_neither_the_file_nor_another_split(t
     assert (images.folder / "images.npy").read_bytes() == before
 
 
-@pytest.mark.parametrize("harm", ["truncate", "flip", "labels", "no_meta", "bad_meta", "no_images", "pointer"])
+@pytest.mark.parametrize(
+    "harm", ["truncate", "flip", "labels", "no_meta", "bad_meta", "no_images", "pointer", "pipe", "folder", "meta_pipe"]
+)
 def test_a_damaged_cache_is_rebuilt(tmp_path: Path, harm: str) -> None:
     pictures = Counted()
     images = load(pictures, tmp_path)
@@ -97,8 +99,12 @@ def test_a_damaged_cache_is_rebuilt(tmp_path: Path, harm: str) -> None:
         (images.folder / "meta.json").write_text('{"format": 1')
     elif harm == "no_images":
         (images.folder / "images.npy").unlink()
+    elif harm == "meta_pipe":
+        (images.folder / "meta.json").unlink()
+        os.mkfifo(images.folder / "meta.json")  # nobody writes to it, so reading it would not end
     else:
-        pointer.write_text("")
+        pointer.unlink()
+        {"pointer": Path.touch, "pipe": os.mkfifo, "folder": Path.mkdir}[harm](pointer)
     again = load(pictures, tmp_path)
     assert pictures.decodes == ["a", "a"]
     assert again.digest == images.digest

@@ -51,6 +51,18 @@ def test_csv_goes_on_after_a_kill(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("left", [b"\x80\x81\n", b'a,b\n"1,2\n', b"a\0b\n" + b"\xff", None])
+def test_csv_that_cannot_be_read_is_set_aside(tmp_path: Path, caplog: pytest.LogCaptureFixture, left: bytes) -> None:
+    path = tmp_path / "metrics.csv"
+    path.mkdir() if left is None else path.write_bytes(left)
+    logger = CSVLogger()
+    logger.start({}, tmp_path)
+    logger.log({"stage": "victim", "epoch": 0})
+    assert [row["epoch"] for row in read_csv(tmp_path)] == ["0"]
+    assert (tmp_path / "metrics.csv.bad").exists()
+    assert "is set aside" in caplog.text
+
+
 def test_csv_says_where_it_cannot_write(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"hydra\.run\.dir: expected to write .*metrics\.csv"):

@@ -93,6 +93,17 @@ def test_a_wrong_value_is_one_line_with_its_key(words: str) -> None:
     assert str(refusal(*words.split())).startswith(WRONG[words])
 
 
+@pytest.mark.parametrize("group", ["attack", "defense", "data", "model"])
+def test_a_choice_of_ones_own_that_is_a_list_is_told_so(command, tmp_path, group: str) -> None:
+    (tmp_path / "own" / group).mkdir(parents=True)
+    (tmp_path / "own" / group / "bad.yaml").write_text("- 1\n")
+    status, _, said = command("--config-dir", "own", f"{group}=bad", f"hydra.run.dir={tmp_path / 'run'}")
+    assert status == 2
+    assert said.count("\n") == 1
+    if group in ("attack", "model"):  # references into the others fail before
+        assert said.startswith(f"error: {group}=[1]: expected ")
+
+
 @pytest.mark.parametrize("place", KINDS)
 def test_what_is_of_another_kind_is_refused_and_not_called(place: str, tmp_path: Any) -> None:
     for target in ("os.system", "shutil.rmtree", "backdoor.errors.suggest"):

@@ -32,7 +32,7 @@ COMMON = ("model=small_cnn", "model.width=4", "threads=1", "trainer.checkpoint_s
 RUN = (*COMMON, "attack=badnets", "defense=ft", "hydra.run.dir=out/one")
 GRID = ("-m", *COMMON, "attack=badnets,blended", "defense=none,ft", "hydra.sweep.dir=out")
 ON_SLURM = (*GRID, "hydra/launcher=submitit_slurm", "hydra.launcher.timeout_min=20", "hydra.launcher.cpus_per_task=1")
-STATUS = {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: 143, signal.SIGINT: 130}
+STATUS = {signal.SIGKILL: 137, signal.SIGTERM: 143, signal.SIGINT: 130}  # as a shell says them
 LIMIT_S = 900
 CHAIN = 4  # kills of one run, at most
 ORPHANS_S = 20.0
@@ -78,7 +78,8 @@ def start(folder: Path, words: tuple[str, ...]) -> subprocess.Popen[bytes]:
             stdout=said,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-        )
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )  # what a shell starts in the background ignores SIGINT, and so would its children
 
 
 def finish(process: subprocess.Popen[bytes], folder: Path) -> None:
@@ -122,9 +123,13 @@ def strike(way: Way, process: subprocess.Popen[bytes], before: set[str]) -> None
         os.killpg(process.pid, way.signal)
 
 
-def fault_of(way: Way, process: subprocess.Popen[bytes], folder: Path) -> str:
-    """What is wrong about how a killed process ended; empty if nothing is. None of its processes lives after this."""
+def fault_of(way: Way, process: subprocess.Popen[bytes], folder: Path, begun: float) -> str:
+    """What is wrong about how a killed process ended; empty if nothing is. None of its processes lives after this.
+
+    `begun`: the time of its start; a state that is older is of the kill before, as this run had not begun yet.
+    """
     status = process.wait(LIMIT_S)
+    status = 128 - status if status < 0 else status
     fault = ""
     if way.whom != "job" and status != STATUS[way.signal]:
         fault = f"exit status {status} instead of {STATUS[way.signal]}"
@@ -135,7 +140,8 @@ def fault_of(way: Way, process: subprocess.Popen[bytes], folder: Path) -> str:
         fault += f" {len(living(process.pid))} processes live on after {ORPHANS_S:.0f} s"
         os.killpg(process.pid, signal.SIGKILL)
     status_file = folder / "out" / "one" / "status.json"
-    if way.signal != signal.SIGKILL and status_file.exists() and not (folder / "out/one/result.json").exists():
+    began = status_file.exists() and status_file.stat().st_mtime > begun
+    if way.signal != signal.SIGKILL and began and not (folder / "out/one/result.json").exists():
         state = json.loads(status_file.read_text()).get("state")
         fault += "" if state == "interrupted" else f" state {state}"
     return fault.strip()
@@ -144,7 +150,7 @@ def fault_of(way: Way, process: subprocess.Popen[bytes], folder: Path) -> str:
 def kill_once(folder: Path, words: tuple[str, ...], way: Way, span: float, draw: random.Random) -> Killed | None:
     """Start it, kill it at a random moment of its training, and look how it ends; None if it was faster."""
     before = slurm_jobs() if way.whom == "job" else set()
-    process, begun = start(folder, words), time.monotonic()
+    clock, process, begun = time.time(), start(folder, words), time.monotonic()
     while process.poll() is None and not list(folder.glob("store/*/*.part")):
         time.sleep(0.02)
     wait = draw.uniform(0, span)
@@ -153,7 +159,7 @@ def kill_once(folder: Path, words: tuple[str, ...], way: Way, span: float, draw:
     except subprocess.TimeoutExpired:
         strike(way, process, before)
         after = time.monotonic() - begun
-        fault = fault_of(way, process, folder)
+        fault = fault_of(way, process, folder, clock)
         return Killed(way, after, process.returncode, fault)
     finish(process, folder)
     return None

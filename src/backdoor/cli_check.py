@@ -20,7 +20,7 @@ from omegaconf.errors import InterpolationResolutionError
 from backdoor.class_names import number_classes
 from backdoor.confdir import conf_dir
 from backdoor.errors import UserError
-from backdoor.finished import adopt, parsed
+from backdoor.finished import adopt, parsed, value_at
 
 # Composing takes about 0.1 s a job; past this many, a job is checked as it starts.
 MAX_CHECKED_JOBS = 256
@@ -189,9 +189,9 @@ def check_names(cfg: DictConfig) -> None:
     Raises:
         UserError: a name that would lead elsewhere.
     """
-    names = {key: OmegaConf.select(cfg, key) for key in NAMED}
+    names = {key: value_at(cfg, key) for key in NAMED}
     for key in KEYED:
-        node = OmegaConf.select(cfg, key)
+        node = value_at(cfg, key)
         names |= {f"{key}.{name!s}": name for name in node} if isinstance(node, DictConfig) else {}
     for key, name in names.items():
         if name is not None and not PLAIN_PART.fullmatch(str(name)):

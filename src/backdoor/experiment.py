@@ -20,6 +20,7 @@ from backdoor.data.sources import DataSet
 from backdoor.digest import file_digest, tensor_digest
 from backdoor.errors import UserError
 from backdoor.evaluation import Evaluator
+from backdoor.finished import value_at
 from backdoor.interrupts import ending
 from backdoor.launch import launch
 from backdoor.monitoring import Curves
@@ -49,7 +50,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         UserError: a setting or a file that does not fit; before any training wherever it can be known.
     """
     folder = Path(HydraConfig.get().runtime.output_dir)
-    processes = OmegaConf.select(cfg, "trainer.devices", default=1)
+    processes = value_at(cfg, "trainer.devices") or 1
     if processes != 1 and world() == 1:
         check(cfg)
         return launch(cfg, folder, processes)

@@ -12,6 +12,7 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import ConfigTypeError
 
 from backdoor.confdir import conf_dir
 from backdoor.errors import UserError
@@ -75,14 +76,12 @@ def adopt(cfg: DictConfig, words: Sequence[str]) -> DictConfig:
         UserError: a folder as for `run_words`; a word that contradicts the run; a defense that needs trusted rows where
             the run has none; a `_target_` in the folder's config that this package's own configs do not name.
     """
-    if not isinstance(OmegaConf.select(cfg, "attack"), DictConfig):
-        return cfg  # a config of the user's that is no attack, which the check of types says
-    folder = OmegaConf.select(cfg, SETTING)
+    folder = value_at(cfg, SETTING)
     if folder is None:
         return cfg
     run = read_run(str(folder))
     check_words(cfg, words, run, str(folder))
-    if not run["reserved"] and OmegaConf.select(cfg, "defense.reserved"):
+    if not run["reserved"] and value_at(cfg, "defense.reserved"):
         raise UserError(
             f"{SETTING}={folder}: that run set no rows aside (reserved=0), so its victim has seen every row and "
             f"defense={cfg.defense.name} has none to trust; make the run again with reserved={cfg.defense.reserved}"
@@ -97,6 +96,14 @@ def adopt(cfg: DictConfig, words: Sequence[str]) -> DictConfig:
         result.attack = {**run["attack"], "_target_": FINISHED, "run": str(folder), "stages": {}}
         result.victim = {"enabled": False}
     return result
+
+
+def value_at(cfg: DictConfig, key: str) -> Any:
+    """The value at a dotted key; None where there is none, or no mapping to hold it (types are checked later)."""
+    try:
+        return OmegaConf.select(cfg, key)
+    except ConfigTypeError:
+        return None
 
 
 def parsed(words: Sequence[str]) -> list[Override]:

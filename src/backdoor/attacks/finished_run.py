@@ -78,7 +78,10 @@ class FinishedRun(PoisonOnly):
                 f"{self.source}: trigger.safetensors does not hold what this attack needs ({error}); make the run "
                 "again: what it trained may still be in the store"
             ) from None
-        if any(name not in made or not torch.equal(made[name].cpu(), value) for name, value in saved.items()):
+        theirs = {name: saved.get(name) for name in {*made, *saved}} if needed else {}
+        if any(
+            one is None or name not in made or not torch.equal(made[name].cpu(), one) for name, one in theirs.items()
+        ):
             raise UserError(
                 f"{self.source}: trigger.safetensors and config.yaml do not agree; use the files of one run"
             )

@@ -9,7 +9,6 @@ Whatever is read again is checked first: a folder that is not complete or was wr
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import math
 import os
@@ -25,6 +24,7 @@ from backdoor.data.imageset import ImageSet, Pictures
 from backdoor.data.writer import FORMAT, Writer, close_digest, stamps_of, write_json
 from backdoor.errors import UserError
 from backdoor.locks import locked
+from backdoor.untrusted import read_json
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ def cached(pictures: Pictures, cache_dir: Path, *, progress: bool = True) -> Ima
 def reopen(root: Path, key: str) -> ImageSet | None:
     """The cached images of a signature, or None if they are not there, not whole or not what was written."""
     with suppress(Exception):
-        pointer = json.loads((root / "sources" / f"{key}.json").read_text())
+        pointer = read_json(root / "sources" / f"{key}.json")
         folder = root / pointer["digest"]
         shape = verified_shape(folder, pointer["digest"])
         if shape is not None:
@@ -77,7 +77,7 @@ def verified_shape(folder: Path, digest: str) -> list[int] | None:
     them (3 s for Tiny ImageNet's 1.3 GB), so a disk that changes bits by itself goes unseen. Where only the times
     differ (a copied cache), the hash decides, once.
     """
-    meta = json.loads((folder / "meta.json").read_text())
+    meta = read_json(folder / "meta.json")
     if meta["format"] != FORMAT or meta["digest"] != digest:
         return None
     stamps = stamps_of(folder)

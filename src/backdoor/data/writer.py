@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from backdoor.data.imageset import Chunk
+from backdoor.intact import clear
 
 FORMAT = 1
 HEADER_BYTES = 128  # of images.npy: fixed, so that the number of images can be filled in at the end
@@ -84,6 +85,8 @@ def write_json(path: Path, value: Any) -> None:
     """Write beside the target, then rename: a reader sees the old file or the new one."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     temporary.write_text(json.dumps(value, indent=1))
+    if path.is_dir():
+        clear(path)  # nothing of ours
     os.replace(temporary, path)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -14,8 +15,13 @@ from typing import Any, Protocol
 import numpy as np
 
 from backdoor.errors import UserError
+from backdoor.intact import reason, set_aside
+from backdoor.untrusted import content
+
+log = logging.getLogger(__name__)
 
 Row = Mapping[str, float | int | str]
+LARGEST = 2**28  # bytes of a metrics.csv; a row has some hundred
 
 
 @dataclass(frozen=True)
@@ -123,15 +129,13 @@ class CSVLogger:
         self.path, self.columns, self.rows, self.places = folder / self.filename, [], [], {}
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            text = self.path.read_text(encoding="utf-8") if self.path.exists() else ""
+            older = self._older() if self.path.exists() else []
         except OSError as error:
             raise _unwritable(self.path, error) from error
-        whole = text[: text.rfind("\n") + 1]
-        reader = csv.DictReader(io.StringIO(whole))
-        self.columns = list(reader.fieldnames or [])
-        for row in reader:
-            self._keep({key: value for key, value in row.items() if key and value})
-        if whole:
+        self.columns = list(dict.fromkeys(key for row in older for key in row))
+        for row in older:
+            self._keep({key: value for key, value in row.items() if value})
+        if older:
             self._rewrite()
 
     def samples(self, shown: Sequence[Sample]) -> None:
@@ -157,6 +161,18 @@ class CSVLogger:
     def finish(self, result: Mapping[str, Any], figures: Sequence[Path] = ()) -> None:
         """Nothing is left to do: result.json and the figures lie beside the file."""
         self.path = None
+
+    def _older(self) -> list[dict[str, str]]:
+        """What an interrupted run left; a file that cannot be read is set aside. Raises OSError as `set_aside`."""
+        assert self.path is not None
+        try:
+            text = content(self.path, largest=LARGEST).decode()
+            reader = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1]), restval="", strict=True)
+            return [{key: row[key] for key in reader.fieldnames or ()} for row in reader]
+        except (IsADirectoryError, ValueError, csv.Error) as error:
+            set_aside(self.path)
+            log.warning("%s cannot be read (%s) and is set aside; a new one begins", self.path, reason(error))
+            return []
 
     def _keep(self, row: dict[str, str]) -> bool:
         """Remember the row; True if it replaced an older one."""

@@ -10,6 +10,7 @@ import pytest
 from hydra.utils import instantiate
 from PIL import Image
 
+from backdoor.assembly import assemble
 from backdoor.class_names import expected, number_classes
 from backdoor.cli_check import check_job, read_command
 from backdoor.errors import UserError
@@ -57,7 +58,7 @@ def test_a_name_becomes_its_number(words):
 @pytest.mark.parametrize("words", WRONG)
 def test_what_is_no_class_is_told_their_names(words):
     with pytest.raises(UserError) as told:
-        numbered(*words)
+        assemble(numbered(*words))
     assert str(told.value).startswith(WRONG[words])
 
 

@@ -66,8 +66,8 @@ def test_test_fraction_is_a_share(fraction: float) -> None:
 
 @pytest.mark.parametrize("setting", ["mean", "std"])
 def test_normalisation_must_fit_the_channels(tmp_path: Path, setting: str) -> None:
-    made = Digits(name="digits", limit={"train": 20, "test": 10}, **{**HALF, setting: [0.5]})
-    assert refused(made, tmp_path) == f"data.{setting}=[0.5]: expected 3 values, one a channel of the images"
+    made = Digits(name="digits", limit={"train": 20, "test": 10}, **{**HALF, setting: [0.5, 0.5]})
+    assert refused(made, tmp_path) == f"data.{setting}=[0.5, 0.5]: expected 3 values, one a channel of the images"
 
 
 def test_missing_and_empty_roots(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from backdoor.cli_errors import explain
 from backdoor.confdir import conf_dir
 from backdoor.errors import UserError
 from backdoor.experiment import check
+from backdoor.triggers import Square
 from conftest import QUICK, read_json
 
 CONF = Path(conf_dir())
@@ -156,8 +157,8 @@ def test_the_pool_is_what_the_map_and_the_setting_both_allow(label_map, eligible
 
 
 def test_the_ratio_is_refused_once_the_labels_are_known() -> None:
-    group = PoisonGroup(0.2, CleanLabel(target=3))
-    attack = PoisonOnly(name="test", groups={"poison": group}, label_map=group.label_map)
+    group = PoisonGroup(0.2, CleanLabel(target=3), trigger=Square(size=0.1))
+    attack = PoisonOnly(name="test", groups={"poison": group}, label_map=group.label_map, trigger=group.trigger)
     attack.check(10, None)
     with pytest.raises(UserError, match=r"only 100 are eligible; the largest ratio is 0\.1"):
         attack.check(10, None, LABELS)

@@ -70,7 +70,7 @@ BAD = {
     "~defense.stages.isolate": "defense=abl: stage finetune needs suspect",
     "defense=abl_unlearn reserved=0.1": "defense=abl_unlearn: stage control needs suspect",
     "model.depth=17": "model.depth=17: expected 6n + 4",
-    "data.mean=[0.5]": "data.mean=[0.5]: expected 3 values",
+    "data.mean=[0.5,0.5]": "data.mean=[0.5, 0.5]: expected 3 values",
     "data.channels=2": "data.channels=2: expected 1 or 3",
     "trainer.device=gpu7": "trainer.device=gpu7: not available here",
     "trainer.max_epochs=-1": "trainer.max_epochs=-1: expected a whole number of at least 1",

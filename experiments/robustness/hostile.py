@@ -220,7 +220,7 @@ WEIGHTS: dict[str, Callable[[Path, Path], Any]] = {
     "a pickle that runs code": _pickle,
     "NaN": lambda path, marker: _tensors(path, lambda tensors: _fill(tensors, float("nan"))),
     "Inf": lambda path, marker: _tensors(path, lambda tensors: _fill(tensors, float("inf"))),
-    "another shape": lambda path, marker: _tensors(path, lambda tensors: _last(tensors, lambda value: value[:1])),
+    "another shape": lambda path, marker: _tensors(path, lambda tensors: _last(tensors, lambda value: value[None])),
     "a tensor more": lambda path, marker: _tensors(path, lambda tensors: tensors.update(more=torch.ones(2))),
     "a tensor less": lambda path, marker: _tensors(path, lambda tensors: tensors.pop(sorted(tensors)[0])),
     "no tensors": lambda path, marker: _tensors(path, lambda tensors: tensors.clear()),

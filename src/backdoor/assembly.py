@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from backdoor.attacks import Attack, Poisoned
 from backdoor.checking import check_types
+from backdoor.class_names import check_classes
 from backdoor.context import Hardware, RunContext
 from backdoor.data.reserve import check_reserved
 from backdoor.data.sources import DataSet, Source
@@ -66,6 +67,8 @@ def assemble(cfg: DictConfig, *, here: bool = True) -> Pieces:
     if cfg.reserved and isinstance(cfg.reserved, int):  # what a share gives, the data tell
         check_trusted(steps, cfg.reserved, cfg.reserved)
     names, shape = source.names(), source.shape
+    if names is not None:
+        check_classes(cfg.attack, names)
     attack.check(None if names is None else len(names), shape)
     if shape is not None:
         mean, std = source.normalisation(shape[0])

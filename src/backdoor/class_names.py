@@ -3,29 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from backdoor.checking import check_types
-from backdoor.data.sources import Source
 from backdoor.errors import UserError
-from backdoor.expectations import Section
 from backdoor.store import store_root
 
 HOLDS_CLASSES = ("target", "sources")  # keys of an attack, its groups and their label maps
 ELSEWHERE = ("stages", "trigger")
 SHOWN = 10  # names in a message
-
-
-@dataclass(frozen=True)
-class DataAlone(Section):
-    """What must be right before the names of classes can be asked for."""
-
-    data: Source
 
 
 def number_classes(cfg: DictConfig) -> None:
@@ -34,29 +23,35 @@ def number_classes(cfg: DictConfig) -> None:
     Only a name makes the data's classes be looked up; those of a tree of folders are its folders' names.
 
     Raises:
-        UserError: a name that no class has, or numbers outside of the classes where these are known without files.
+        UserError: a name that no class has.
     """
-    if not isinstance(OmegaConf.select(cfg, "attack"), DictConfig):
-        return
-    given = list(classes_in(cfg.attack, "attack"))
+    given = [one for one in classes_in(OmegaConf.select(cfg, "attack"), "attack") if isinstance(one[-1], str)]
     if not given:
         return
+    from backdoor.checking import check_types  # these want torch, without which plans and --help answer
+    from backdoor.settings import DataAlone
+
     check_types(cfg, DataAlone)
-    source: Source = instantiate(cfg.data, _convert_="all")
+    source = instantiate(cfg.data, _convert_="all")
     names = source.names()
-    if names is None and any(isinstance(value, str) for *_, value in given):
+    if names is None:
         names = source.parts(store_root(OmegaConf.select(cfg, "store.dir"))).classes
     for node, key, place, value in given:
-        if isinstance(value, str):
-            node[key] = number_of(value, names, place)
-        elif names is not None and not 0 <= value < len(names):
+        node[key] = number_of(str(value), names, place)
+
+
+def check_classes(attack: DictConfig, names: Sequence[str]) -> None:
+    """Raises UserError for a number outside of the classes, which are known without files."""
+    # The nearest first: `attack.target` is what most maps below it refer to.
+    for *_, place, value in sorted(classes_in(attack, "attack"), key=lambda one: one[2].count(".")):
+        if isinstance(value, int) and not 0 <= value < len(names):
             raise UserError(f"{place}={value}: {expected(names, str(value))}")
 
 
 def classes_in(node: Any, place: str) -> Iterator[tuple[Any, Any, str, str | int]]:
     """Each class that is written below a node of an attack: its container, key, dotted place and value."""
     several = isinstance(node, ListConfig)
-    for key in range(len(node)) if several else list(node.keys()):
+    for key in range(len(node)) if several else list(node) if isinstance(node, DictConfig) else ():
         inner, below = node._get_node(key), f"{place}.{key}"
         if key in ELSEWHERE or inner is None or inner._is_interpolation() or inner._is_missing() or inner._is_none():
             continue

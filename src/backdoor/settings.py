@@ -50,6 +50,13 @@ class DefenseSettings(Section):
 
 
 @dataclass(frozen=True)
+class DataAlone(Section):
+    """What must be right before the names of classes can be asked for."""
+
+    data: Source
+
+
+@dataclass(frozen=True)
 class PreviewSettings(Closed):
     """conf/preview.yaml."""
 

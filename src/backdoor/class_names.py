@@ -41,7 +41,7 @@ def number_classes(cfg: DictConfig) -> None:
 
 
 def check_classes(attack: DictConfig, names: Sequence[str]) -> None:
-    """Raises UserError for a number outside of the classes, which are known without files."""
+    """Raises UserError for a number that is none of the classes, with their names."""
     # The nearest first: `attack.target` is what most maps below it refer to.
     for *_, place, value in sorted(classes_in(attack, "attack"), key=lambda one: one[2].count(".")):
         if isinstance(value, int) and not 0 <= value < len(names):

@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from backdoor.allocator import keep_freed_memory
 from backdoor.assembly import assemble, hardware_of, model_facts, quieten
+from backdoor.class_names import check_classes
 from backdoor.context import RunContext
 from backdoor.data.reserve import split_reserved
 from backdoor.data.sources import DataSet
@@ -58,6 +59,7 @@ class Preparation:
             kept, trusted = split_reserved(train, self.cfg.reserved, self.cfg.seed)
             check_trusted(self.steps, self.cfg.reserved, len(trusted))
             train, reserved = train.take(kept), train.take(trusted)
+        check_classes(self.cfg.attack, data.classes)
         self.attack.check(data.num_classes, data.shape, train.labels)
         return train, test, reserved
 

@@ -23,6 +23,7 @@ import torch
 from backdoor.data.imageset import ImageSet, Pictures
 from backdoor.data.writer import FORMAT, Writer, close_digest, stamps_of, write_json
 from backdoor.errors import UserError
+from backdoor.intact import clear
 from backdoor.locks import locked
 from backdoor.untrusted import read_json
 
@@ -110,8 +111,11 @@ def store(pictures: Pictures, root: Path, key: str, progress: bool) -> None:
         digest = writer.digest
         with lock(root, "publish", pictures.title):
             publish(temporary, root / digest, digest)
-        (root / "sources").mkdir(exist_ok=True)
-        write_json(root / "sources" / f"{key}.json", {"digest": digest, "skipped": writer.skipped})
+        pointer = root / "sources" / f"{key}.json"
+        pointer.parent.mkdir(exist_ok=True)
+        if pointer.is_dir():
+            clear(pointer)  # nothing of ours
+        write_json(pointer, {"digest": digest, "skipped": writer.skipped})
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from backdoor.data.imageset import Chunk
-from backdoor.intact import clear
 
 FORMAT = 1
 HEADER_BYTES = 128  # of images.npy: fixed, so that the number of images can be filled in at the end
@@ -82,11 +81,12 @@ def close_digest(content: Any, labels: np.ndarray, shape: tuple[int, ...]) -> st
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write beside the target, then rename: a reader sees the old file or the new one."""
+    """Write beside the target, then rename: a reader sees the old file or the new one.
+
+    Unlike the store's, which writes under a lock: processes that share decoded images may write the same file at once.
+    """
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     temporary.write_text(json.dumps(value, indent=1))
-    if path.is_dir():
-        clear(path)  # nothing of ours
     os.replace(temporary, path)
 
 

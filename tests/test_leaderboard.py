@@ -47,6 +47,24 @@ def test_mean_and_deviation_over_seeds(tmp_path: Path, report: Report) -> None:
     assert "| badnets | 0.1 | 100.0 | 6.0 ± 4.6 |" in text  # (2 + 5 + 11) / 3; sqrt((16 + 1 + 25) / 2) = 4.58
 
 
+def test_of_several_triggers_the_strongest_counts(tmp_path: Path, report: Report) -> None:
+    """Found in a trial: a second trigger at 100 % stood in the leaderboard as the first one's 0.6 %."""
+    two = record(asr=0.006)
+    two["final"] |= {"asr/second": 0.875, "asr_worst": 0.875}
+    write(tmp_path / "runs" / "two", two)
+    write(tmp_path / "runs" / "one", attack="blended", asr=0.25)
+    assert report("runs")[0] == 0
+    rows = {row["attack"]: row for row in pl.read_csv(tmp_path / "report" / "runs.csv").to_dicts()}
+    assert [(rows[name]["asr"], rows[name]["asr_worst"]) for name in ("badnets", "blended")] == [
+        (0.006, 0.875),
+        (0.25, 0.25),
+    ]
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert "| badnets | 0.1 | 87.5 |" in text
+    assert "| blended | 0.1 | 25.0 |" in text
+    assert "ASR worst" in (tmp_path / "report" / "index.html").read_text()
+
+
 def test_a_row_a_run_in_csv_and_parquet(tmp_path: Path, report: Report) -> None:
     write(tmp_path / "runs" / "a")
     clean = record(attack="none", defense="none", ratio=None)

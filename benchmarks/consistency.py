@@ -18,10 +18,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import Compose, RandomAffine, RandomRotation, ToTensor
 
-from backdoor.context import Hardware, RunContext
 from backdoor.defenses.fct import FeatureConsistency
 from backdoor.models import WideResNet
 from backdoor.state import Split
+from backdoor.training.context import Hardware, RunContext
 
 TARGET = 10.0
 

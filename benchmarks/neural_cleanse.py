@@ -16,11 +16,11 @@ import torch
 from common import MEAN, STD, arguments, take_turns, use_threads, verdict
 from torch import Tensor
 
-from backdoor.attacks.surrogate import Forward, fixed, in_precision
-from backdoor.context import Hardware, RunContext
 from backdoor.defenses.nc import Search, reverse_triggers
 from backdoor.defenses.nc.stage import in_layout
 from backdoor.models import ImageClassifier, WideResNet, small_cnn
+from backdoor.training.context import Hardware, RunContext
+from backdoor.training.gradients import Forward, fixed, in_precision
 
 TARGET = 3.0
 

@@ -2,7 +2,7 @@
 
 python benchmarks/scoring.py --data-root cifar10/ [--items 1500] [--turns 3]
 
-Ours: `backdoor.inference.sample_losses` over all train images (fp32, eval mode).
+Ours: `backdoor.training.inference.sample_losses` over all train images (fp32, eval mode).
 The loop: what the reference codes of ABL do to rank their images: a Dataset whose items go through PIL and ToTensor,
 a DataLoader of batch size 1 without workers, one forward and one `loss.item()` an image. It is timed on the
 first --items images and scaled to all. Both use the same WRN-16-1 in fp32 and must give the same losses.
@@ -21,8 +21,8 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import ToTensor
 
-from backdoor.inference import CPU_BATCH, sample_losses
 from backdoor.state import Split
+from backdoor.training.inference import CPU_BATCH, sample_losses
 
 TARGET = 8.0
 

@@ -14,11 +14,11 @@ import torch
 from common import MEAN, STD, arguments, take_turns, use_threads, verdict
 from torch import Tensor, nn
 
-from backdoor.context import has_bf16
 from backdoor.data.loader import Batch
 from backdoor.defenses.dbd import Contrast
 from backdoor.models import WideResNet
 from backdoor.state import Split, State
+from backdoor.training.context import has_bf16
 
 TARGET = 0.85
 VIEWS = {"scale": 0.2, "flip": 0.5, "jitter": 0.4, "grey": 0.2, "blur": 0.5}

@@ -25,12 +25,12 @@ from common import MEAN, STD, add_cache, add_data_root, arguments, cache_folder,
 from torch import nn
 from torch.nn import functional as F
 
-from backdoor.assembly import quieten
-from backdoor.context import Hardware, RunContext
 from backdoor.data.loader import to_float
+from backdoor.experiment.build import quieten
 from backdoor.models import WideResNet
-from backdoor.modules import Classifier
 from backdoor.state import Split, State
+from backdoor.training import Classifier
+from backdoor.training.context import Hardware, RunContext
 
 TARGET = 0.90
 WARM_UP = 10

@@ -28,12 +28,12 @@ from omegaconf import OmegaConf
 from PIL import Image
 from torch import Tensor
 
-from backdoor.allocator import keep_freed_memory
 from backdoor.attacks.inputaware import InputAware
 from backdoor.attacks.inputaware.method import pasted, sharpened
 from backdoor.attacks.inputaware.networks import Generator
 from backdoor.attacks.ssba import Encoder, Steganography
-from backdoor.confdir import conf_dir
+from backdoor.configs.places import conf_dir
+from backdoor.training.allocator import keep_freed_memory
 from backdoor.triggers import Additive, Trigger, Warp
 from backdoor.triggers.chunks import one_thread
 

@@ -18,7 +18,7 @@ import torch
 from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
 
-from backdoor.cli import run_command
+from backdoor.cli.main import run_command
 from helpers_cli import CONF
 
 SRC = Path(__file__).parents[1] / "src"
@@ -91,7 +91,7 @@ def command(
     """`command("attack=sig")` -> (exit status, stdout, stderr): the same command line, without a process of its own."""
 
     def call(
-        *words: str, cache: Path | None = None, program: tuple[str, str] = ("backdoor.experiment", "config")
+        *words: str, cache: Path | None = None, program: tuple[str, str] = ("backdoor.experiment.run", "config")
     ) -> tuple[int, str, str]:
         monkeypatch.chdir(tmp_path)
         monkeypatch.setenv("BACKDOOR_CACHE", str(cache or cache_dir))

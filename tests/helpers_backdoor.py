@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from backdoor.context import Hardware, RunContext
-from backdoor.inference import predict
 from backdoor.models import small_cnn
 from backdoor.state import Split, State
+from backdoor.training.context import Hardware, RunContext
+from backdoor.training.inference import predict
 from helpers_surrogate import digits
 
 TARGET = 0

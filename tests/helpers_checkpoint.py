@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from backdoor.checkpoint import load_weights
 from backdoor.errors import UserError
 from backdoor.models import WideResNet
+from backdoor.store.weights import load_weights
 
 
 def wrn(seed: int, mean: float = 0.5, classes: int = 10, depth: int = 16) -> WideResNet:

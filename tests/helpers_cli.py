@@ -29,13 +29,13 @@ copy: ${attack.ratio}
 # The experiment's place is taken by a few lines, so that only the command line is under test.
 PROGRAM = """
 import sys, types
-experiment = types.ModuleType("backdoor.experiment")
+experiment = types.ModuleType("backdoor.experiment.run")
 def run(cfg):
 {body}
 experiment.run = run
 experiment.check = lambda cfg, here: None
-sys.modules["backdoor.experiment"] = experiment
-from backdoor.cli import main
+sys.modules["backdoor.experiment.run"] = experiment
+from backdoor.cli.main import main
 main()
 """
 

@@ -11,11 +11,11 @@ import yaml
 from omegaconf import OmegaConf
 
 from backdoor.attacks import Poisoned
-from backdoor.cli_check import check_job, read_command
+from backdoor.configs.adopt import run_words
+from backdoor.configs.command import check_job, read_command
 from backdoor.errors import UserError
-from backdoor.experiment import Experiment
-from backdoor.finished import run_words
-from backdoor.record import Record
+from backdoor.experiment.record import Record
+from backdoor.experiment.run import Experiment
 from backdoor.state import Split
 from helpers_run import in_process
 

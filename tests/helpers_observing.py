@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from backdoor.observing import observed_by
+from backdoor.training.observing import observed_by
 
 
 class Ears:

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
-from backdoor.cli import run_command
+from backdoor.cli.main import run_command
 from conftest import environment, read_json
 
 

@@ -14,16 +14,16 @@ import torch
 from omegaconf import DictConfig
 
 from backdoor.attacks import Poisoned, PoisonPlan
-from backdoor.context import RunContext
-from backdoor.evaluation import Evaluator
-from backdoor.modules import Classifier
-from backdoor.monitoring import Curves
-from backdoor.preparation import Preparation
-from backdoor.record import Record
-from backdoor.report.loggers import CSVLogger, Loggers
+from backdoor.experiment.evaluator import Evaluator
+from backdoor.experiment.monitoring import Curves
+from backdoor.experiment.preparation import Preparation
+from backdoor.experiment.record import Record
+from backdoor.loggers.base import CSVLogger, Loggers
 from backdoor.stages import Outcome
 from backdoor.state import State, Truth
-from backdoor.store import Store
+from backdoor.store.store import Store
+from backdoor.training import Classifier
+from backdoor.training.context import RunContext
 from backdoor.triggers.base import Trigger
 
 TRUTH = (Truth, Evaluator, Poisoned, PoisonPlan, Trigger, Preparation, Record, Curves, Store, CSVLogger, Loggers)

@@ -14,11 +14,11 @@ import torch
 from omegaconf import OmegaConf
 
 from backdoor.errors import UserError
-from backdoor.modules import Classifier
 from backdoor.report.records import SCHEMA
-from backdoor.results import find, keep, reuse
 from backdoor.stages import Fit, Mark, Outcome, Pipeline, Step
-from backdoor.store import META, Store, seal
+from backdoor.store.store import META, Store, seal
+from backdoor.sweep.reuse import find, keep, reuse
+from backdoor.training import Classifier
 from helpers_observing import hearing
 from test_context import fit, same, small_context, small_state
 

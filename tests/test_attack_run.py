@@ -10,9 +10,9 @@ import torch
 from omegaconf import OmegaConf
 
 from backdoor.attacks import PoisonPlan
+from backdoor.configs.adopt import read_run
 from backdoor.errors import UserError
-from backdoor.finished import read_run
-from backdoor.npz import save_npz
+from backdoor.store.npz import save_npz
 from conftest import QUICK, read_json
 from helpers_finished import changed, prepared
 from helpers_finished import finished as finished  # a fixture
@@ -118,6 +118,6 @@ def test_a_sweep_over_defenses_is_checked_before_its_first_job(finished, tmp_pat
 
 def test_the_preview_of_a_run_shows_its_trigger(finished, command, tmp_path):
     words = ("attack=external", f"attack.run={finished}", "preview.images=2", f"hydra.run.dir={tmp_path / 'look'}")
-    status, _, said = command(*words, program=("backdoor.appearance", "preview"))
+    status, _, said = command(*words, program=("backdoor.experiment.appearance", "preview"))
     assert status == 0, said
     assert list(read_json(tmp_path / "look", "preview.json")["triggers"]) == ["test"]

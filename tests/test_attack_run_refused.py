@@ -15,10 +15,10 @@ import yaml
 from hydra.utils import instantiate
 
 from backdoor.attacks import FinishedRun, PoisonPlan
-from backdoor.checkpoint import save_tensors
-from backdoor.cli_check import check_job, read_command
+from backdoor.configs.adopt import known_targets, read_run, run_words
+from backdoor.configs.command import check_job, read_command
 from backdoor.errors import UserError
-from backdoor.finished import known_targets, read_run, run_words
+from backdoor.store.weights import save_tensors
 from helpers_finished import changed, refusal
 from helpers_finished import finished as finished  # a fixture
 from helpers_run import in_process
@@ -124,7 +124,7 @@ def test_a_config_of_ones_own_is_refused_with_the_ways_that_work(finished, tmp_p
     ("place", "value", "said"),
     [
         ("attack.trigger._target_", "os.system", "names attack.trigger._target_=os.system, which no installed conf"),
-        ("data._target_", "backdoor.store.os.system", "data._target_=backdoor.store.os.system"),
+        ("data._target_", "backdoor.store.store.os.system", "data._target_=backdoor.store.store.os.system"),
         ("model._target_", "backdoor.data.cache.publish", "model._target_=backdoor.data.cache.publish"),
         ("attack.groups.poison._target_", "builtins.eval", "attack.groups.poison._target_=builtins.eval"),
         ("attack.groups.more", [{"_target_": "os.system"}], "attack.groups.more.0._target_=os.system"),

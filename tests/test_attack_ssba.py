@@ -17,11 +17,11 @@ from torch.nn import functional as F
 
 from backdoor.attacks.ssba import Decoder, Encoder, Steganography, StegoTraining, TrainEncoder
 from backdoor.attacks.ssba.method import bit_accuracy, image_weight, losses, secret_of
-from backdoor.confdir import conf_dir
+from backdoor.configs.places import conf_dir
 from backdoor.errors import UserError
 from backdoor.stages import Pipeline, Step
 from backdoor.state import Split, State
-from backdoor.store import Store
+from backdoor.store.store import Store
 from conftest import QUICK, read_json
 from test_context import small_context
 

@@ -15,11 +15,11 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from backdoor.checkpoint import load_weights, save_weights
-from backdoor.npz import save_npz
 from backdoor.stages.artifact import save_outcome
 from backdoor.stages.base import Outcome
 from backdoor.state import Split, State
+from backdoor.store.npz import save_npz
+from backdoor.store.weights import load_weights, save_weights
 from helpers_checkpoint import identical, refused, wrn
 
 
@@ -73,7 +73,7 @@ def test_a_full_disk_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
     script = f"""
         import resource
         from pathlib import Path
-        from backdoor.checkpoint import save_weights
+        from backdoor.store.weights import save_weights
         from backdoor.models import WideResNet
         model = WideResNet(depth=16, widen=1, num_classes=10, mean=[0.5] * 3, std=[0.25] * 3)
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))

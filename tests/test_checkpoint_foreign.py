@@ -13,10 +13,10 @@ import torchvision.models as tv
 from safetensors.torch import load_file
 from torch import Tensor
 
-from backdoor.checkpoint import load_weights, rename, save_weights
 from backdoor.errors import UserError
 from backdoor.models import ImageClassifier, WideResNet, preact_resnet18, torchvision_net
-from backdoor.numpy_scalars import numbers_allowed
+from backdoor.store.numpy_scalars import numbers_allowed
+from backdoor.store.weights import load_weights, rename, save_weights
 from helpers_checkpoint import identical, official_abl, scattered, wrn
 
 

@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import nn
 
-from backdoor.checkpoint import load_weights, read_tensors, save_weights
 from backdoor.models import small_cnn
+from backdoor.store.weights import load_weights, read_tensors, save_weights
 from helpers_checkpoint import identical, official_abl, refused, wrn
 
 

@@ -11,10 +11,10 @@ from hydra.utils import instantiate
 from PIL import Image
 from safetensors.torch import load_file
 
-from backdoor.assembly import assemble
-from backdoor.class_names import expected, number_classes
-from backdoor.cli_check import check_job, read_command
+from backdoor.configs.class_names import expected, number_classes
+from backdoor.configs.command import check_job, read_command
 from backdoor.errors import UserError
+from backdoor.experiment.build import assemble
 from test_configs import composed
 
 SPECIFIC = ("label_map=source_specific", "attack.label_map.sources")

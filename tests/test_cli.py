@@ -13,9 +13,10 @@ import pytest
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from backdoor import cli_check, cli_errors
+from backdoor.configs import command as cli_check
+from backdoor.configs import explain as cli_errors
 from backdoor.errors import UserError
-from backdoor.sweep_jobs import expand
+from backdoor.sweep.jobs import expand
 from helpers_cli import PROGRAM, SRC, program
 
 MISTAKES = {
@@ -165,7 +166,7 @@ def test_errors_inside_instantiate() -> None:
     # A bug inside the callee: sorted() over a number.
     assert explained("attack: {_target_: backdoor.errors.suggest, word: a, choices: 3}") is None
     # A user's mistake inside the callee.
-    command_line = "{_target_: backdoor.cli_check.read_command, argv: ['--attack=badnets']}"
+    command_line = "{_target_: backdoor.configs.command.read_command, argv: ['--attack=badnets']}"
     assert str(explained(command_line)).startswith("--attack=badnets: no such flag")
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from backdoor.confdir import conf_dir
-from backdoor.list import groups
+from backdoor.configs.listing import groups
+from backdoor.configs.places import conf_dir
 from helpers_cli import python
 
 
@@ -22,9 +22,9 @@ def processor_time() -> float:
 @pytest.mark.parametrize(
     ("module", "call", "words"),
     [
-        ("backdoor.cli", "run_command", ["--help"]),
-        ("backdoor.cli", "run_command", ["attack.ratoi=0.1"]),
-        ("backdoor.cli", "run_command", ["--cfg", "job"]),
+        ("backdoor.cli.main", "run_command", ["--help"]),
+        ("backdoor.cli.main", "run_command", ["attack.ratoi=0.1"]),
+        ("backdoor.cli.main", "run_command", ["--cfg", "job"]),
         ("backdoor.list", "main", []),
         ("backdoor.preview", "main", ["--help"]),
     ],

@@ -15,7 +15,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from sklearn.datasets import load_digits
 
-from backdoor.confdir import conf_dir
+from backdoor.configs.places import conf_dir
 from backdoor.data.sources import Source
 from conftest import QUICK, read_json
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from backdoor.context import Hardware, RunContext
 from backdoor.errors import UserError
-from backdoor.modules import Classifier
-from backdoor.modules.base import schedule_factor
 from backdoor.state import Split, State
+from backdoor.training import Classifier
+from backdoor.training.context import Hardware, RunContext
+from backdoor.training.module import schedule_factor
 from helpers_observing import hearing
 
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from backdoor.attacks import AllToOne, CleanLabel, Means, PoisonGroup, PoisonOnly
-from backdoor.crafting import craft
 from backdoor.data import Digits
 from backdoor.errors import UserError
+from backdoor.experiment.attacker import craft
 from backdoor.stages import Outcome, Step
-from backdoor.store import Store
+from backdoor.store.store import Store
 from backdoor.triggers.additive import Additive
 from backdoor.triggers.base import Trigger
 from backdoor.triggers.compose import Sequence

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from backdoor.context import own_device
 from backdoor.errors import UserError
-from backdoor.launch import first_failure
+from backdoor.experiment.ddp import first_failure
+from backdoor.training.context import own_device
 from conftest import environment, numbers, read_json
 from helpers_run import in_process
 
@@ -31,7 +31,7 @@ JOBS = ("-m", "attack=badnets,blended", "defense=abl", "defense.control=false", 
 # A victim that only the second process cannot train.
 BROKEN = """
 from backdoor.errors import UserError
-from backdoor.modules import Classifier
+from backdoor.training import Classifier
 
 class Broken(Classifier):
     def training_step(self, batch, batch_idx):

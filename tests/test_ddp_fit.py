@@ -15,20 +15,20 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 
-from backdoor.assembly import quieten
 from backdoor.attacks.inputaware import InputAwareTraining
 from backdoor.attacks.inputaware.networks import Generator
 from backdoor.attacks.label_maps import AllToOne
 from backdoor.attacks.plan import PoisonGroup
-from backdoor.context import Hardware, RunContext
 from backdoor.defenses.abl import JointAscent, LocalGradientAscent
 from backdoor.defenses.dbd import MixMatch
 from backdoor.defenses.dst import MixedHead, SemiContrastive
 from backdoor.defenses.fct import CentreSpreading
+from backdoor.experiment.build import quieten
 from backdoor.models.base import ImageClassifier
 from backdoor.models.small_cnn import small_cnn
-from backdoor.modules import Classifier, StageModule
 from backdoor.state import Split, State
+from backdoor.training import Classifier, StageModule
+from backdoor.training.context import Hardware, RunContext
 
 ROWS, CLASSES = 48, 4
 PLAIN = {"scale": 1.0, "flip": 0.0, "jitter": 0.0, "grey": 0.0}  # views that draw nothing

@@ -17,10 +17,10 @@ from backdoor.defenses.anp.norms import find_norms
 from backdoor.defenses.features import FeatureDetector, by_class
 from backdoor.defenses.spectral import spectral_signatures
 from backdoor.errors import UserError
-from backdoor.modules import Classifier
 from backdoor.stages import Fit, Mark
 from backdoor.stages.fit import check_trained
 from backdoor.state import Split, State
+from backdoor.training import Classifier
 from conftest import QUICK, read_json
 from helpers_surrogate import digits, tiny_cnn
 from test_configs import choices, composed

@@ -23,10 +23,10 @@ from backdoor.defenses.dbd import (
     symmetric_cross_entropy,
 )
 from backdoor.errors import UserError
-from backdoor.modules.views import Views
 from backdoor.stages import Fit, Pipeline, Step
 from backdoor.state import Split, State
-from backdoor.store import Store
+from backdoor.store.store import Store
+from backdoor.training.views import Views
 from helpers_surrogate import digits, tiny_cnn
 from test_context import same, small_context
 

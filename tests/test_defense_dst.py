@@ -11,9 +11,9 @@ from torch.nn import functional as F
 
 from backdoor.defenses.dst import MixedHead, SemiContrastive, semi_contrastive_loss
 from backdoor.errors import UserError
-from backdoor.modules.base import schedule_factor
-from backdoor.modules.views import Views
 from backdoor.stages import Fit
+from backdoor.training.module import schedule_factor
+from backdoor.training.views import Views
 from helpers_surrogate import digits, tiny_cnn
 from test_context import same, small_context
 

@@ -15,9 +15,9 @@ from backdoor.data.loader import Batch, ResidentLoader
 from backdoor.defenses.dbr import UnlearnRelearn
 from backdoor.defenses.fct import CentreSpreading, FeatureConsistency, centre_similarity, feature_change, transformed
 from backdoor.errors import UserError
-from backdoor.modules import Classifier
 from backdoor.stages import Fit, Mark
 from backdoor.state import Split, State
+from backdoor.training import Classifier
 from helpers_surrogate import digits, tiny_cnn
 from test_context import same, small_context
 

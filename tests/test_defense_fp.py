@@ -16,14 +16,14 @@ from backdoor.defenses.fp.stage import measure
 from backdoor.defenses.fp.unit import find_unit, prune_channels
 from backdoor.defenses.pruning import hold_out, lowest_accepted, rows_for, rows_to_hold_out
 from backdoor.errors import UserError
-from backdoor.inference import map_split, predict
 from backdoor.models import preact_resnet18, torchvision_net
 from backdoor.models.wide_resnet import WideResNet
-from backdoor.modules import Classifier
 from backdoor.stages import Fit
 from backdoor.stages.artifact import load_outcome, save_outcome
 from backdoor.stages.base import Draws
 from backdoor.state import Split
+from backdoor.training import Classifier
+from backdoor.training.inference import map_split, predict
 from helpers_backdoor import context, network, poisoned_digits, victim
 
 FACTS = {"num_classes": 10, "in_channels": 1, "image_size": 16, "mean": [0.3], "std": [0.4]}

@@ -13,8 +13,8 @@ from torch import nn
 from backdoor.defenses.nad import AttentionDistillation, attention, attention_layers, captured, distillation_loss
 from backdoor.errors import UserError
 from backdoor.models import WideResNet
-from backdoor.modules import Classifier
 from backdoor.stages import Fit
+from backdoor.training import Classifier
 from helpers_surrogate import digits, tiny_cnn
 from test_context import same, small_context
 

@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from backdoor.attacks import PoisonPlan
-from backdoor.evaluation import Evaluator
-from backdoor.inference import map_split
+from backdoor.experiment.evaluator import Evaluator
+from backdoor.training.inference import map_split
 from conftest import QUICK, environment, read_json
 from helpers_run import in_process
 from test_configs import choices, composed
@@ -115,7 +115,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
-from backdoor.checkpoint import load_weights
+from backdoor.store.weights import load_weights
 
 torch.set_num_threads(1)
 folder = Path(sys.argv[1])

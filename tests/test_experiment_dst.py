@@ -11,9 +11,9 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from backdoor.attacks import PoisonOnly
-from backdoor.cli_check import check_job, read_command
-from backdoor.confdir import conf_dir
-from backdoor.experiment import check
+from backdoor.configs.command import check_job, read_command
+from backdoor.configs.places import conf_dir
+from backdoor.experiment.run import check
 
 ROWS = sorted(path.stem for path in (Path(conf_dir()) / "experiment").glob("dst_*.yaml"))
 CIFAR_LABELS = torch.arange(10).repeat_interleave(5000)
@@ -98,7 +98,7 @@ def test_cl_perturbs_less_and_paints_the_grid_in_the_corners() -> None:
     cfg = config("dst_cl")
     assert cfg.attack.trigger.patch._target_ == "backdoor.triggers.FourCorners"
     assert [cfg.attack.stages.perturb[name] for name in ("eps", "step", "steps")] == [8, 2, 4]
-    assert cfg.attack.stages.surrogate.module._target_ == "backdoor.modules.Classifier"  # no adversarial training
+    assert cfg.attack.stages.surrogate.module._target_ == "backdoor.training.Classifier"  # no adversarial training
 
 
 def test_other_data_and_another_defense_on_the_command_line() -> None:

@@ -13,14 +13,14 @@ import torch.multiprocessing as mp
 from torch import nn
 from torch.nn import functional as F
 
-from backdoor.context import Hardware, RunContext
 from backdoor.defenses.abl import LossGapIsolation, lowest_rows
 from backdoor.defenses.dbd import MixMatch
 from backdoor.defenses.fct import FeatureConsistency
 from backdoor.defenses.features import features_of
-from backdoor.inference import evaluating, map_split, predict, reestimate_batchnorm, sample_losses
 from backdoor.models.small_cnn import small_cnn
 from backdoor.state import Split, State
+from backdoor.training.context import Hardware, RunContext
+from backdoor.training.inference import evaluating, map_split, predict, reestimate_batchnorm, sample_losses
 
 ODD = 101
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from backdoor import appearance
+from backdoor.experiment.run import appearance
 from conftest import QUICK, read_json
 from helpers_run import start, stopping
 
@@ -65,7 +65,7 @@ def test_so_does_a_preview(command, monkeypatch):
         time.sleep(60)
 
     monkeypatch.setattr(appearance, "run", run)
-    assert command(program=("backdoor.appearance", "preview"))[::2] == (143, "interrupted (SIGTERM)\n")
+    assert command(program=("backdoor.experiment.appearance", "preview"))[::2] == (143, "interrupted (SIGTERM)\n")
 
 
 def test_a_job_that_is_to_be_queued_again_trains_on(command, tmp_path):

@@ -10,11 +10,11 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from backdoor.attacks import AllToAll, AllToOne, CleanLabel, PoisonGroup, PoisonOnly, PoisonPlan, SourceSpecific
-from backdoor.cli_check import check_job, read_command
-from backdoor.cli_errors import explain
-from backdoor.confdir import conf_dir
+from backdoor.configs.command import check_job, read_command
+from backdoor.configs.explain import explain
+from backdoor.configs.places import conf_dir
 from backdoor.errors import UserError
-from backdoor.experiment import check
+from backdoor.experiment.run import check
 from backdoor.triggers import Square
 from conftest import QUICK, read_json
 

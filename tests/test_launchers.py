@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from backdoor.errors import UserError
-from backdoor.interrupts import Stopped, stoppable
-from backdoor.launching import enter
+from backdoor.sweep.interrupts import Stopped, stoppable
+from backdoor.sweep.launching import enter
 from conftest import QUICK, RunCli, read_json
 from helpers_run import stopping
 from hydra_plugins.backdoor_joblib.launcher import JoblibLauncher
@@ -206,7 +206,7 @@ def test_what_slurm_refuses_is_told(tmp_path):
 
 
 def test_without_slurm_nothing_starts(tmp_path, monkeypatch):
-    monkeypatch.setattr("backdoor.launching.find_spec", lambda name: name)
+    monkeypatch.setattr("backdoor.sweep.launching.find_spec", lambda name: name)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match="there is no sbatch here"):
         SlurmLauncher(timeout_min=5)
@@ -223,7 +223,7 @@ def test_without_slurm_nothing_starts(tmp_path, monkeypatch):
     ("make", "name"), [(JoblibLauncher, "joblib"), (RayLauncher, "ray"), (SlurmLauncher, "submitit")]
 )
 def test_without_its_package_the_extra_is_named(make, name, monkeypatch):
-    monkeypatch.setattr("backdoor.launching.find_spec", lambda name: None)
+    monkeypatch.setattr("backdoor.sweep.launching.find_spec", lambda name: None)
     settings = {"timeout_min": 5} if make is SlurmLauncher else {}
     with pytest.raises(UserError, match=rf"^hydra/launcher={name}.*: {name} is not installed.*backdoor\[launchers\]"):
         make(**settings)

@@ -15,8 +15,8 @@ from typing import Any
 import polars as pl
 import pytest
 
-from backdoor.report.memory import peak_memory, restart_peaks
-from backdoor.report.names import model_name
+from backdoor.experiment.memory import peak_memory, restart_peaks
+from backdoor.metrics.names import model_name
 from backdoor.report.records import collect, newest, run_folders
 from conftest import environment
 from helpers_leaderboard import record, run_report, write

@@ -12,8 +12,8 @@ import torch
 from backdoor.attacks import AllToOne, PoisonGroup, PoisonOnly
 from backdoor.attacks.rows import named_rows, npz_rows
 from backdoor.errors import UserError
-from backdoor.npz import save_npz
 from backdoor.state import Split
+from backdoor.store.npz import save_npz
 from helpers_finished import prepared
 from test_npz import GOOD, data
 

@@ -18,8 +18,8 @@ from backdoor.attacks import PoisonPlan
 from backdoor.attacks.rows import named_rows
 from backdoor.data.pictures import read_npz
 from backdoor.errors import UserError
-from backdoor.npz import PLAN_BYTES, open_npz, save_npz
 from backdoor.state import Split
+from backdoor.store.npz import PLAN_BYTES, open_npz, save_npz
 
 GOOD = {
     "rows": np.array([1, 4, 5, 7]),

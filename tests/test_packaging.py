@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from backdoor import __version__
-from backdoor.confdir import conf_dir
+from backdoor.configs.places import conf_dir
 
 ROOT = Path(__file__).parents[1]
 YAMLS = sorted(str(path.relative_to(ROOT / "conf")) for path in (ROOT / "conf").rglob("*.yaml"))
@@ -73,7 +73,7 @@ def test_a_wheel_holds_every_yaml_and_every_module(wheel: Path) -> None:
 def test_a_wheel_works_from_any_folder(wheel: Path, tmp_path: Path) -> None:
     listed = run(wheel, "-m", "backdoor.list", cwd=tmp_path)
     assert "attack=badnets " in listed
-    where = run(wheel, "-c", "from backdoor.confdir import conf_dir; print(conf_dir())", cwd=tmp_path)
+    where = run(wheel, "-c", "from backdoor.configs.places import conf_dir; print(conf_dir())", cwd=tmp_path)
     assert where.strip() == str(wheel / "backdoor" / "conf")
     shown = run(wheel, "-m", "backdoor", "--cfg", "job", cwd=tmp_path)
     assert shown == run(ROOT / "src", "-m", "backdoor", "--cfg", "job", cwd=tmp_path)
@@ -105,7 +105,7 @@ def test_an_editable_install_uses_the_checkout(tmp_path: Path) -> None:
         links = [archive.read(name).decode() for name in archive.namelist() if name.endswith(".pth")]
     assert len(links) == 1
     assert Path(links[0].strip()) == ROOT / "src"
-    code = "from backdoor.confdir import conf_dir; print(conf_dir())"
+    code = "from backdoor.configs.places import conf_dir; print(conf_dir())"
     assert run(Path(links[0].strip()), "-c", code, cwd=tmp_path).strip() == str(ROOT / "conf")
 
 

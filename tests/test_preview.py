@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from backdoor.attacks import PoisonPlan
-from backdoor.confdir import conf_dir
+from backdoor.configs.places import conf_dir
 from backdoor.metrics.visibility import spectrum, visibility
 from conftest import QUICK, environment, read_json
 from helpers_cli import python
@@ -36,7 +36,7 @@ Preview = Callable[..., tuple[int, str, str]]
 @pytest.fixture
 def preview(command: Callable[..., tuple[int, str, str]]) -> Preview:
     """The same command line as `python -m backdoor.preview`, without a process of its own."""
-    return partial(command, program=("backdoor.appearance", "preview"))
+    return partial(command, program=("backdoor.experiment.appearance", "preview"))
 
 
 def victims(cache: Path) -> list[Path]:

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from backdoor.report.figures import epoch_curves, loss_histogram, stage_curves, trigger_gallery
-from backdoor.report.loggers import CSVLogger
+from backdoor.figures.figures import epoch_curves, loss_histogram, stage_curves, trigger_gallery
+from backdoor.loggers.base import CSVLogger
 from helpers_report import ROWS, STAGES, read_csv
 
 

@@ -14,8 +14,8 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
 from backdoor.errors import UserError
-from backdoor.report.environment import environment, git_commit
-from backdoor.report.loggers import CSVLogger, Loggers, RunLogger
+from backdoor.experiment.environment import environment, git_commit
+from backdoor.loggers.base import CSVLogger, Loggers, RunLogger
 from helpers_report import CONF, RESULT, ROWS, read_csv
 
 

@@ -11,9 +11,9 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
 from backdoor.errors import UserError
-from backdoor.report.figures import stage_curves
-from backdoor.report.loggers import Label, Sample
-from backdoor.report.wandb_logger import WandbLogger, summary_keys
+from backdoor.figures.figures import stage_curves
+from backdoor.loggers.base import Label, Sample
+from backdoor.loggers.wandb import WandbLogger, summary_keys
 from helpers_report import CONF, RESULT, ROWS, STAGES, ended, items, kind, read_csv
 
 

@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from backdoor.attacks import PoisonPlan
-from backdoor.checkpoint import load_weights
+from backdoor.store.weights import load_weights
 from conftest import QUICK, environment, numbers, read_json
 from helpers_run import finish, stage, start
 
@@ -125,7 +125,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from backdoor.attacks import PoisonPlan
-from backdoor.checkpoint import load_weights
+from backdoor.store.weights import load_weights
 folder, cache = Path(sys.argv[1]), Path(sys.argv[2])
 cfg = OmegaConf.load(folder / "config.yaml")
 data = instantiate(cfg.data, _convert_="all").load(cache, progress=False)

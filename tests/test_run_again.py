@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from backdoor.attacks import PoisonPlan
-from backdoor.report.wandb_logger import summary_keys
+from backdoor.loggers.wandb import summary_keys
 from conftest import QUICK, numbers, read_json
 from helpers_report import ended, items, kind
 from helpers_run import finish, in_process, start

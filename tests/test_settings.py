@@ -8,12 +8,12 @@ from typing import Any, get_type_hints
 import pytest
 from omegaconf import OmegaConf
 
-from backdoor.checking import check_types, faults
-from backdoor.cli_check import check_job, read_command
-from backdoor.cli_errors import explain
-from backdoor.composing import Composer
-from backdoor.experiment import check
-from backdoor.settings import Settings
+from backdoor.checking.types import check_types, faults
+from backdoor.configs.command import check_job, read_command
+from backdoor.configs.composer import Composer
+from backdoor.configs.explain import explain
+from backdoor.experiment.run import check
+from backdoor.experiment.settings import Settings
 from test_configs import REQUIRED, choices, composed
 
 COUNT = "expected a whole number of at least 1"

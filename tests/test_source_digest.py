@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from backdoor import source
-from backdoor.plan import run as plan
-from backdoor.results import result_key
-from backdoor.source import closure, module_of, source_digest
+from backdoor.store import source
+from backdoor.store.source import closure, module_of, source_digest
+from backdoor.sweep.forecast import run as plan
+from backdoor.sweep.reuse import result_key
 from conftest import QUICK, SRC, read_json
 
 FILES = {
@@ -95,22 +95,22 @@ ABL, FIT = "backdoor.defenses.abl.GradientAscent", "backdoor.stages.Fit"
 EDITS = {  # file -> whether ABL's stages, a victim's, and a job's result are made anew
     "defenses/abl/method.py": (True, False, True),
     "defenses/dbd/module.py": (False, False, False),
-    "modules/base.py": (True, True, True),
-    "callbacks.py": (True, True, True),
+    "training/module.py": (True, True, True),
+    "training/callbacks.py": (True, True, True),
     "data/augment.py": (True, True, True),
-    "preparation.py": (True, True, True),
+    "experiment/preparation.py": (True, True, True),
     "metrics/attack.py": (False, False, True),
-    "report/figures.py": (False, False, True),
+    "figures/figures.py": (False, False, True),
     "report/page.py": (False, False, False),
-    "cli.py": (False, False, False),
-    "sweep.py": (False, False, False),
+    "cli/main.py": (False, False, False),
+    "sweep/runner.py": (False, False, False),
 }
 
 
 def test_an_edit_of_our_own_counts_where_it_is_used(tmp_path, monkeypatch, fresh):
     copy = shutil.copytree(SRC / "backdoor", tmp_path / "backdoor", ignore=shutil.ignore_patterns("*.pyc"))
     monkeypatch.setattr(source, "places", source.cache(lambda top: (copy,) if top == "backdoor" else ()))
-    victim = {"_target_": FIT, "module": {"_target_": "backdoor.modules.Classifier"}}
+    victim = {"_target_": FIT, "module": {"_target_": "backdoor.training.Classifier"}}
     job = OmegaConf.create({"victim": victim, "defense": {"_target_": ABL}})
 
     def keys() -> tuple[str, str, str]:
@@ -128,16 +128,16 @@ def test_an_edit_of_our_own_counts_where_it_is_used(tmp_path, monkeypatch, fresh
 
 def test_a_stage_needs_no_source_of_the_command_line():
     stages = closure(frozenset({module_of(FIT), *source.ROOTS}), skip=source.REPORTING)
-    assert {"backdoor.callbacks", "backdoor.data.loader", "backdoor.models.small_cnn"} <= stages
+    assert {"backdoor.training.callbacks", "backdoor.data.loader", "backdoor.models.small_cnn"} <= stages
     assert not [
         name
         for name in stages
-        if re.match(r"backdoor\.(cli|sweep|plan|report|launch|record|metrics|attacks|triggers)", name)
+        if re.match(r"backdoor\.(cli|configs|sweep|report|experiment|figures|loggers|metrics|attacks|triggers)", name)
     ]
 
 
 LOSS = """
-from backdoor.modules import Classifier
+from backdoor.training import Classifier
 
 
 class Mine(Classifier):

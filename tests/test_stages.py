@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from backdoor.errors import UserError
-from backdoor.evaluation import Evaluator
-from backdoor.modules import Classifier
+from backdoor.experiment.evaluator import Evaluator
 from backdoor.stages import Fit, Outcome, Pipeline, Step, check_chain
 from backdoor.state import State, Truth
-from backdoor.store import Store
+from backdoor.store.store import Store
+from backdoor.training import Classifier
 from conftest import QUICK, read_json
 from test_context import small_context, small_state
 

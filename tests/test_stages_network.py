@@ -12,17 +12,17 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from backdoor.checkpoint import load_weights, save_weights
-from backdoor.context import RunContext
 from backdoor.errors import UserError
-from backdoor.evaluation import Evaluator
-from backdoor.inference import predict
+from backdoor.experiment.evaluator import Evaluator
+from backdoor.metrics.names import shown_name
 from backdoor.models.base import ImageClassifier
-from backdoor.modules import Classifier
-from backdoor.report.names import shown_name
 from backdoor.stages import Finished, Fit, Outcome, Pipeline, Step
 from backdoor.state import State, Truth
-from backdoor.store import Store
+from backdoor.store.store import Store
+from backdoor.store.weights import load_weights, save_weights
+from backdoor.training import Classifier
+from backdoor.training.context import RunContext
+from backdoor.training.inference import predict
 from helpers_surrogate import digits, tiny_cnn
 from test_context import small_context
 

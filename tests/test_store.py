@@ -13,7 +13,7 @@ import pytest
 
 from backdoor.data.cache import lock
 from backdoor.errors import UserError
-from backdoor.store import Store, fingerprint
+from backdoor.store.store import Store, fingerprint
 
 
 def write(text: str):

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from backdoor import experiment
-from backdoor.cli_check import read_command
-from backdoor.sweep import Ended, closing_lines, launch_words
+from backdoor.configs.command import read_command
+from backdoor.experiment import run as experiment
+from backdoor.sweep.runner import Ended, closing_lines, launch_words
 from conftest import QUICK, numbers, read_json
 from helpers_run import finish, in_process, start
 
@@ -104,7 +104,7 @@ def test_force_runs_again_and_so_does_a_damaged_result(swept, runs, tmp_path):
 
 
 def test_a_job_that_others_finished_meanwhile_is_not_run(swept, runs, tmp_path, monkeypatch):
-    monkeypatch.setattr("backdoor.cli.MAX_CHECKED_JOBS", 1)  # the others look as they start
+    monkeypatch.setattr("backdoor.cli.main.MAX_CHECKED_JOBS", 1)  # the others look as they start
     status, said = in_process(swept[0], *JOBS, f"hydra.sweep.dir={tmp_path}")
     assert (status, runs) == (0, []), said
     assert "4 jobs: 4 from the store" in said
@@ -112,7 +112,7 @@ def test_a_job_that_others_finished_meanwhile_is_not_run(swept, runs, tmp_path, 
 
 
 def test_a_job_that_is_not_composed_before_has_its_own_number(command, tmp_path, monkeypatch):
-    monkeypatch.setattr("backdoor.cli.MAX_CHECKED_JOBS", 2)
+    monkeypatch.setattr("backdoor.cli.main.MAX_CHECKED_JOBS", 2)
     words = ("-m", *QUICK, "defense=none", f"hydra.sweep.dir={tmp_path / 'sweep'}")
     for seeds in ("1", "1,2,3"):  # the first is in the store then
         status, _, said = command(*words, f"seed={seeds}", cache=tmp_path / "cache")
@@ -187,7 +187,7 @@ def test_a_killed_sweep_goes_on(tmp_path, swept):
 
 
 def test_plan_counts_what_is_there_and_what_is_not(swept, capsys, tmp_path, monkeypatch):
-    from backdoor.plan import run as plan
+    from backdoor.sweep.forecast import run as plan
 
     monkeypatch.setenv("BACKDOOR_CACHE", str(swept[0]))
     words = [word.replace("badnets,blended", "badnets,blended,sig").replace("none,ft", "none,ft,ac") for word in JOBS]
@@ -202,8 +202,8 @@ def test_plan_counts_what_is_there_and_what_is_not(swept, capsys, tmp_path, monk
 
 
 def test_plan_knows_times_of_like_stages(tmp_path):
-    from backdoor.parts import Part
-    from backdoor.plan import Past, grouped, plan_lines, shown_time
+    from backdoor.sweep.forecast import Past, grouped, plan_lines, shown_time
+    from backdoor.sweep.stage_keys import Part
 
     for number, spent in enumerate((100.0, 300.0)):
         folder = tmp_path / "victim" / str(number)

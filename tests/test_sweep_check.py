@@ -10,12 +10,12 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from backdoor import cli_errors
 from backdoor.attacks import External, PoisonPlan
-from backdoor.cli_check import check_job, read_command, waits_for_hydra
+from backdoor.configs import explain as cli_errors
+from backdoor.configs.command import check_job, read_command, waits_for_hydra
 from backdoor.data import Arrays, Digits
-from backdoor.experiment import check
-from backdoor.sweep_jobs import all_words
+from backdoor.experiment.run import check
+from backdoor.sweep.jobs import all_words
 from conftest import QUICK, RunCli, read_json
 
 SWEEP = ("-m", *QUICK, "data=digits", "defense=none", "seed=3")

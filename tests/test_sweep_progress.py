@@ -19,9 +19,9 @@ from contextlib import nullcontext
 import pytest
 from rich.console import Console
 
-from backdoor.interrupts import Stopped
-from backdoor.sweep_notes import NOTES, SCREEN, write_note
-from backdoor.sweep_progress import REFRESH_S, Progress, clock, noted, watching
+from backdoor.sweep.interrupts import Stopped
+from backdoor.sweep.notes import NOTES, SCREEN, write_note
+from backdoor.sweep.progress import REFRESH_S, Progress, clock, noted, watching
 from conftest import QUICK
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo terminal")

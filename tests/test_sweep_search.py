@@ -13,9 +13,9 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 from omegaconf import OmegaConf
 
-from backdoor import experiment
 from backdoor.errors import UserError
-from backdoor.results import objective_of
+from backdoor.experiment import run as experiment
+from backdoor.sweep.reuse import objective_of
 from conftest import QUICK, read_json
 
 JOBS = ("-m", *QUICK, "defense=none", "attack.ratio=interval(0.3,0.4)")

@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from backdoor.cli_check import check_job, read_command
-from backdoor.composing import Composer
-from backdoor.confdir import conf_dir
+from backdoor.configs.command import check_job, read_command
+from backdoor.configs.composer import Composer
+from backdoor.configs.listing import groups
+from backdoor.configs.places import conf_dir
 from backdoor.errors import UserError
-from backdoor.list import groups
-from backdoor.results import find, result_key, stamp
-from backdoor.sweep import launch
-from backdoor.sweep_folders import check_folders, claim
-from backdoor.sweep_jobs import all_words, victims_first
+from backdoor.sweep.folders import check_folders, claim
+from backdoor.sweep.jobs import all_words, victims_first
+from backdoor.sweep.reuse import find, result_key, stamp
+from backdoor.sweep.runner import launch
 
 
 def config(*words: str) -> Any:
@@ -36,7 +36,7 @@ def test_a_result_is_told_by_what_can_change_it(tmp_path, monkeypatch):
     key = result_key(config())
     assert {result_key(config(word)) for word in same} == {key}
     assert len({key, *(result_key(config(word)) for word in other)}) == 1 + len(other)
-    monkeypatch.setattr("backdoor.results.__version__", "99")
+    monkeypatch.setattr("backdoor.sweep.reuse.__version__", "99")
     assert result_key(config()) != key
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import helpers_spy
-from backdoor.monitoring import Curves
+from backdoor.experiment.monitoring import Curves
 from backdoor.report.records import settings
 from backdoor.state import Split, Truth
 from conftest import read_json

@@ -8,8 +8,8 @@ import sys
 import pytest
 
 from backdoor.errors import UserError
-from backdoor.plan import workers_of
-from backdoor.workers import check_device, environment_of, run_all, slots_of
+from backdoor.sweep.forecast import workers_of
+from backdoor.sweep.workers import check_device, environment_of, run_all, slots_of
 
 
 def test_each_worker_has_a_device_and_there_are_no_more_than_devices(monkeypatch):
@@ -55,7 +55,7 @@ def test_a_worker_that_dies_fails_its_call_alone():
 
 IMPORTS = """
 import sys, threading
-from backdoor.workers import run_all
+from backdoor.sweep.workers import run_all
 assert "joblib" not in sys.modules
 start = threading.Thread.start
 def checked(thread):
@@ -72,7 +72,7 @@ def test_the_pools_library_is_there_before_threads_that_would_import_it_side_by_
 
 
 def test_calls_see_their_workers_device(monkeypatch):
-    monkeypatch.setattr("backdoor.workers.check_device", lambda slot: None)
+    monkeypatch.setattr("backdoor.sweep.workers.check_device", lambda slot: None)
 
     def call(pause: float) -> str:
         import os
@@ -82,7 +82,7 @@ def test_calls_see_their_workers_device(monkeypatch):
         return os.environ["CUDA_VISIBLE_DEVICES"]
 
     # A worker that imports the real check would refuse devices that are not here.
-    from backdoor import workers
+    from backdoor.sweep.runner import workers
 
     monkeypatch.setattr(workers, "on_device", lambda slot, call, arguments: call(*arguments))
     assert set(run_all(call, [(0.5,)] * 4, ["3", "4"])) == {"3", "4"}

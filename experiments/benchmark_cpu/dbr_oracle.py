@@ -21,14 +21,14 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from backdoor.cli import run_command
+from backdoor.cli.main import run_command
 from backdoor.data.loader import to_float
-from backdoor.experiment import Experiment, check
-from backdoor.monitoring import Curves
-from backdoor.observing import observed_by
-from backdoor.record import Record
+from backdoor.experiment.monitoring import Curves
+from backdoor.experiment.record import Record
+from backdoor.experiment.run import Experiment, check
 from backdoor.stages import Pipeline
 from backdoor.state import Split
+from backdoor.training.observing import observed_by
 
 __all__ = ["check", "run"]  # what `run_command` wants of a program
 

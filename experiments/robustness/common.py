@@ -85,8 +85,8 @@ def prepare() -> None:
     import sklearn.datasets
     import torch
 
-    import backdoor.cli
-    import backdoor.experiment
+    import backdoor.cli.main
+    import backdoor.experiment.run
 
     torch.set_num_threads(1)
     del sklearn, backdoor
@@ -99,7 +99,7 @@ def command(*words: str) -> Callable[[], int]:
     """`python -m backdoor WORDS`, for a child."""
 
     def action() -> int:
-        from backdoor.cli import run_command
+        from backdoor.cli.main import run_command
 
         sys.argv = ["backdoor", *words]
         return run_command()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from backdoor.cli import main
+from backdoor.cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 
-from backdoor.cli import run_command
+from backdoor.cli.main import run_command
 
 
 def main() -> None:
     """Exits with 0, 2 (the user's mistake) or 130 (Ctrl-C), as `python -m backdoor` does."""
-    sys.exit(run_command("backdoor.appearance", "preview"))
+    sys.exit(run_command("backdoor.experiment.appearance", "preview"))
 
 
 if __name__ == "__main__":

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from backdoor.attacks.label_maps import TrueLabel
 from backdoor.attacks.plan import PoisonGroup
+from backdoor.checking.ranges import Count
 from backdoor.data.loader import mix, to_float
 from backdoor.errors import UserError
-from backdoor.inference import evaluating
-from backdoor.ranges import Count
 from backdoor.state import Split, State
+from backdoor.training.inference import evaluating
 from backdoor.triggers.base import Trigger
 
 # Far more than data sets have: a label map is asked about that many, before their number is known.

@@ -15,9 +15,9 @@ from backdoor.attacks.poison_only import PoisonOnly
 from backdoor.attacks.rows import named_rows, npz_rows
 from backdoor.data.sources import DataSet, load_images
 from backdoor.errors import UserError
-from backdoor.npz import open_npz
 from backdoor.stages.base import Stage
 from backdoor.state import AttackSet, Split, Truth
+from backdoor.store.npz import open_npz
 from backdoor.triggers.base import Shape, Trigger
 
 

@@ -13,10 +13,10 @@ from torch import Tensor
 from backdoor.attacks.base import Means, Poisoned
 from backdoor.attacks.plan import PoisonPlan
 from backdoor.attacks.poison_only import PoisonOnly
-from backdoor.checkpoint import read_tensors
 from backdoor.data.sources import DataSet
 from backdoor.errors import UserError
 from backdoor.state import Split
+from backdoor.store.weights import read_tensors
 
 SETTING = "attack.run"
 

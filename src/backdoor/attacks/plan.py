@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from backdoor.attacks.label_maps import LabelMap
+from backdoor.checking.ranges import Share
 from backdoor.errors import UserError, suggest
-from backdoor.npz import PLAN_BYTES, Npz, open_npz, save_npz
-from backdoor.ranges import Share
+from backdoor.store.npz import PLAN_BYTES, Npz, open_npz, save_npz
 from backdoor.triggers.base import Trigger
 
 RATIO_BASES = ("train", "class", "eligible")

@@ -13,9 +13,9 @@ from backdoor.attacks.aims import Aim, alike, targets_of
 from backdoor.attacks.base import Means, Poisoned
 from backdoor.attacks.label_maps import LabelMap
 from backdoor.attacks.plan import PoisonGroup, PoisonPlan
+from backdoor.checking.ranges import Share
 from backdoor.data.sources import DataSet
 from backdoor.errors import UserError
-from backdoor.ranges import Share
 from backdoor.stages.base import Stage
 from backdoor.state import AttackSet, Split, Truth
 from backdoor.triggers.base import Shape, Trigger

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from backdoor.attacks.plan import PoisonPlan
 from backdoor.errors import UserError
-from backdoor.npz import PLAN_BYTES, Npz, open_npz
 from backdoor.state import Split
+from backdoor.store.npz import PLAN_BYTES, Npz, open_npz
 
 log = logging.getLogger(__name__)
 

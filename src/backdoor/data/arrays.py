@@ -10,7 +10,7 @@ from pathlib import Path
 from backdoor.data.pictures import SAVED, ArrayPictures, npz_pictures
 from backdoor.data.sources import Parts, Source
 from backdoor.errors import UserError
-from backdoor.npz import open_npz
+from backdoor.store.npz import open_npz
 
 log = logging.getLogger(__name__)
 

@@ -23,9 +23,9 @@ import torch
 from backdoor.data.imageset import ImageSet, Pictures
 from backdoor.data.writer import FORMAT, Writer, close_digest, stamps_of, write_json
 from backdoor.errors import UserError
-from backdoor.intact import clear
-from backdoor.locks import locked
-from backdoor.untrusted import read_json
+from backdoor.store.intact import clear
+from backdoor.store.locks import locked
+from backdoor.store.untrusted import read_json
 
 log = logging.getLogger(__name__)
 

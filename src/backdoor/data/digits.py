@@ -10,10 +10,10 @@ from typing import ClassVar
 import numpy as np
 import torch
 
+from backdoor.checking.ranges import Seed
 from backdoor.data.pictures import ArrayPictures
 from backdoor.data.reserve import stratified
 from backdoor.data.sources import Parts, Source
-from backdoor.ranges import Seed
 
 TEST_IMAGES = 360  # of 1,797, which leaves 1,437 to train on
 ENLARGE = 4  # 8x8 to 32x32, nearest neighbour

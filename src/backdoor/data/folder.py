@@ -9,12 +9,12 @@ from pathlib import Path
 
 import torch
 
+from backdoor.checking.ranges import ProperShare, Seed
 from backdoor.data.decode import FilePictures, ImageFile
 from backdoor.data.files import limited, scan_classes, subfolders
 from backdoor.data.reserve import stratified
 from backdoor.data.sources import Parts, Source
 from backdoor.errors import UserError
-from backdoor.ranges import ProperShare, Seed
 
 LAYOUT = "<root>/train/<class>/*.png and <root>/test/<class>/*.png (or val/), or <root>/<class>/*.png"
 

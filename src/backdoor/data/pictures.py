@@ -17,7 +17,7 @@ from backdoor.data.decode import CHUNK_BYTES, DECODER, stamp_of
 from backdoor.data.imageset import Chunk
 from backdoor.data.reserve import Limit
 from backdoor.errors import UserError
-from backdoor.npz import open_npz
+from backdoor.store.npz import open_npz
 
 SAVED = "write it with numpy.savez(path, images=..., labels=...), or give a folder of images"
 LUMA = (19595, 38470, 7471)  # ITU-R 601 in 1/65536, the integers that PIL uses

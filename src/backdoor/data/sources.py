@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
+from backdoor.checking.ranges import Count, Number, Plain, Positive, Seed, Side
 from backdoor.data.augment import make_augment
 from backdoor.data.cache import cached
 from backdoor.data.decode import FilePictures
@@ -17,7 +18,6 @@ from backdoor.data.imageset import DataSet, ImageSet, Pictures
 from backdoor.data.pictures import npz_pictures
 from backdoor.data.reserve import Limit
 from backdoor.errors import UserError, check_whole
-from backdoor.ranges import Count, Number, Plain, Positive, Seed, Side
 
 __all__ = ["DataSet", "ImageSet", "Parts", "Source", "load_images"]
 

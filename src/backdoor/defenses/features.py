@@ -10,12 +10,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from backdoor.context import RunContext
 from backdoor.errors import UserError
-from backdoor.inference import map_split
 from backdoor.models.base import ImageClassifier, Penultimate
 from backdoor.stages.base import Outcome
 from backdoor.state import Split, State
+from backdoor.training.context import RunContext
+from backdoor.training.inference import map_split
 
 # A class of fewer rows has no spread to look at.
 FEWEST = 3

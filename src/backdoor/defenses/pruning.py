@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from backdoor.data.loader import mix
 from backdoor.data.reserve import stratified
 from backdoor.errors import UserError, suggest
-from backdoor.report.draw import BLUE, GREEN, GREY, ORANGE, plain, save
+from backdoor.figures.draw import BLUE, GREEN, GREY, ORANGE, plain, save
 from backdoor.state import Split, State
 
 DROPS = ("absolute", "relative")

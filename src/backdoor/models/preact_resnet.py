@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from backdoor.checking.ranges import Side
 from backdoor.models.base import ImageClassifier
 from backdoor.models.wide_resnet import WideBlock
-from backdoor.ranges import Side
 
 
 class PreActBackbone(nn.Module):

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from backdoor.checking.ranges import Count, Side
 from backdoor.errors import UserError
 from backdoor.models.base import ImageClassifier, kaiming_conv
-from backdoor.ranges import Count, Side
 
 
 def small_cnn(

@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 import torchvision.models as tv
 from torch import nn
 
+from backdoor.checking.ranges import Side
 from backdoor.errors import UserError, suggest
 from backdoor.models.base import ImageClassifier
-from backdoor.ranges import Side
 
 STEMS = ("small", "imagenet")
 

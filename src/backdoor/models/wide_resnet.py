@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from backdoor.checking.ranges import Count, Side
 from backdoor.errors import UserError
 from backdoor.models.base import ImageClassifier, kaiming_conv
-from backdoor.ranges import Count, Side
 
 
 class WideBlock(nn.Module):

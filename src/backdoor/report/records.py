@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from backdoor.errors import UserError
-from backdoor.untrusted import Unreadable, read_json
+from backdoor.store.untrusted import Unreadable, read_json
 
 # What `Record` writes. Raise it when a reader of the older form would misread the newer one.
 SCHEMA = 2

@@ -13,12 +13,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from backdoor.checkpoint import load_weights, save_tensors, save_weights
-from backdoor.context import RunContext
 from backdoor.stages.base import Outcome
 from backdoor.stages.collapse import is_collapse
 from backdoor.state import State
-from backdoor.store import write_json
+from backdoor.store.store import write_json
+from backdoor.store.weights import load_weights, save_tensors, save_weights
+from backdoor.training.context import RunContext
 
 PARTS = ("scores", "groups", "findings")
 

@@ -9,8 +9,8 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
 
-from backdoor.context import RunContext
 from backdoor.state import State
+from backdoor.training.context import RunContext
 
 
 @dataclass(frozen=True)

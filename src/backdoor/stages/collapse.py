@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from backdoor.context import RunContext
-from backdoor.inference import predict
 from backdoor.stages.base import Stage
 from backdoor.state import State
+from backdoor.training.context import RunContext
+from backdoor.training.inference import predict
 
 # How many rows are asked, and how much more often a model must be right than the answer that fits most of them.
 ASKED, MARGIN = 500, 0.05

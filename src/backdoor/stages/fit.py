@@ -12,13 +12,13 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from backdoor.context import RunContext
+from backdoor.checking.ranges import Count
 from backdoor.data.augment import PIPELINES
 from backdoor.errors import UserError, suggest
 from backdoor.models.base import ImageClassifier
-from backdoor.ranges import Count
 from backdoor.stages.base import Outcome
 from backdoor.state import Split, State
+from backdoor.training.context import RunContext
 
 MODELS = ("fresh", "current")
 TRAINED_ON = ("all", "kept", "suspect", "trusted", "reserved")

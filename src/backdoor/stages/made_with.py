@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from backdoor import __version__
-from backdoor.context import Hardware
+from backdoor.training.context import Hardware
 
 # What computes; the others that a run has are in its environment.json.
 PACKAGES = ("torchvision", "pytorch-lightning", "kornia", "numpy", "scikit-learn")

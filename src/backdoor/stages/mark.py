@@ -7,12 +7,12 @@ from pathlib import Path
 
 import torch
 
-from backdoor.context import RunContext
+from backdoor.checking.ranges import SomeShare
 from backdoor.data.loader import mix
 from backdoor.errors import UserError
-from backdoor.ranges import SomeShare
 from backdoor.stages.base import Outcome
 from backdoor.state import State
+from backdoor.training.context import RunContext
 
 
 class Mark:

@@ -9,11 +9,11 @@ from typing import Protocol, runtime_checkable
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from backdoor.checkpoint import has_preprocess
-from backdoor.context import RunContext
 from backdoor.errors import UserError
 from backdoor.models.base import ImageClassifier
 from backdoor.state import State
+from backdoor.store.weights import has_preprocess
+from backdoor.training.context import RunContext
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 

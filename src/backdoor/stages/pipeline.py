@@ -9,11 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from backdoor.context import RunContext
 from backdoor.errors import UserError
-from backdoor.observing import stage_begins
-from backdoor.ranks import rank
-from backdoor.source import source_digest
 from backdoor.stages.artifact import load_outcome, save_outcome
 from backdoor.stages.base import Outcome, Stage
 from backdoor.stages.collapse import LINE, collapse
@@ -21,7 +17,11 @@ from backdoor.stages.made_with import differing, made_with
 from backdoor.stages.network import check_kept, network_for
 from backdoor.stages.view import context_for, merged, shown
 from backdoor.state import State
-from backdoor.store import Store, fingerprint
+from backdoor.store.ranks import rank
+from backdoor.store.source import source_digest
+from backdoor.store.store import Store, fingerprint
+from backdoor.training.context import RunContext
+from backdoor.training.observing import stage_begins
 
 
 @dataclass(frozen=True)

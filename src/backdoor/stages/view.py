@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import nn
 
-from backdoor.context import RunContext
 from backdoor.errors import UserError
 from backdoor.stages.base import Stage
 from backdoor.state import State
+from backdoor.training.context import RunContext
 
 PARTS = ("scores", "groups", "findings")
 

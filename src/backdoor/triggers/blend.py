@@ -7,7 +7,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from backdoor.ranges import Seed, Share
+from backdoor.checking.ranges import Seed, Share
 from backdoor.triggers.base import Shape, Trigger, fit_channels, shape_of
 from backdoor.triggers.kitty import draw_kitty
 from backdoor.triggers.picture import RESIZES, read_picture, resize_picture

@@ -7,8 +7,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from backdoor.checking.ranges import CountOrNone, Level
 from backdoor.errors import UserError
-from backdoor.ranges import CountOrNone, Level
 from backdoor.triggers.base import Shape
 from backdoor.triggers.local import Local, Piece
 from backdoor.triggers.pattern import enlarge

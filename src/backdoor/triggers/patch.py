@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
+from backdoor.checking.ranges import CellMask, Cells, CountOrNone, Level, Positive, Share
 from backdoor.errors import UserError
-from backdoor.ranges import CellMask, Cells, CountOrNone, Level, Positive, Share
 from backdoor.triggers.base import Shape
 from backdoor.triggers.local import ANCHORS, Local, Piece, place
 from backdoor.triggers.pattern import as_pattern, cells_to_pixels, enlarge, scaled_to

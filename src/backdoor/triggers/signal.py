@@ -8,7 +8,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from backdoor.ranges import NotNegative
+from backdoor.checking.ranges import NotNegative
 from backdoor.triggers.base import Shape, Trigger, shape_of
 from backdoor.triggers.blend import Blend
 from backdoor.triggers.settings import number, one_of

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from backdoor.checking.ranges import NotNegative, Seed, Share, Two
 from backdoor.errors import UserError
-from backdoor.ranges import NotNegative, Seed, Share, Two
 from backdoor.triggers.base import Shape, Trigger
 from backdoor.triggers.blend import GOLDEN
 from backdoor.triggers.settings import number, one_of, whole

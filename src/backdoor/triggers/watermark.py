@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from backdoor.checking.ranges import Cells, CountOrNone, Positive, Seed, Share
 from backdoor.errors import UserError
-from backdoor.ranges import Cells, CountOrNone, Positive, Seed, Share
 from backdoor.triggers.base import Shape
 from backdoor.triggers.local import ANCHORS, Local, Piece, place
 from backdoor.triggers.pattern import as_pattern, cells_to_pixels, enlarge

@@ -1,4 +1,4 @@
-"""Hydra's launcher plugin for several processes on one machine; the processes are `backdoor.workers`'."""
+"""Hydra's launcher plugin for several processes on one machine; the processes are `backdoor.sweep.workers`'."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from backdoor.launching import CallsLauncher
-from backdoor.workers import check_device, run_all, slots_of
+from backdoor.sweep.launching import CallsLauncher
+from backdoor.sweep.workers import check_device, run_all, slots_of
 
 
 class JoblibLauncher(CallsLauncher):

@@ -13,8 +13,8 @@ from typing import Any
 
 import backdoor
 from backdoor.errors import UserError
-from backdoor.launching import CallsLauncher
-from backdoor.sweep_notes import OWNER
+from backdoor.sweep.launching import CallsLauncher
+from backdoor.sweep.notes import OWNER
 
 LOCAL: dict[str, Any] = {"include_dashboard": False, "object_store_memory": 100 * 2**20}  # jobs hand over a few kB
 REACH_S = 5.0

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from backdoor.errors import UserError, check_whole
-from backdoor.launching import CallsLauncher
+from backdoor.sweep.launching import CallsLauncher
 
 POLL_S = 1.0  # looking for results: files only
 ASK_S = (2.0, 60.0)  # asking Slurm which jobs it still has: first so often, then less and less

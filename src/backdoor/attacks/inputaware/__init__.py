@@ -5,7 +5,7 @@ from backdoor.attacks.inputaware.module import InputAwareTraining, MaskTraining
 from backdoor.attacks.inputaware.stage import HandOver, LearnMask
 from backdoor.attacks.inputaware.trigger import CrossTrigger, InputAware
 from backdoor.attacks.plan import PoisonGroup
-from backdoor.ranges import Seed
+from backdoor.checking.ranges import Seed
 
 
 def cross_group(poison: PoisonGroup, *, seed: Seed = 0) -> PoisonGroup:

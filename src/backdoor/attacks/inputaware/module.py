@@ -16,11 +16,11 @@ from backdoor.attacks.controlled import count_of, epoch_generator
 from backdoor.attacks.inputaware.method import density_loss, diversity_loss, pasted, sharpened
 from backdoor.attacks.inputaware.networks import Generator
 from backdoor.attacks.plan import PoisonGroup
+from backdoor.checking.ranges import Count, NotNegative, ProperShare, Seed
 from backdoor.data.loader import Batch
 from backdoor.errors import UserError
-from backdoor.modules import StageModule
-from backdoor.modules.base import check_schedule, schedule_factor
-from backdoor.ranges import Count, NotNegative, ProperShare, Seed
+from backdoor.training import StageModule
+from backdoor.training.module import check_schedule, schedule_factor
 
 BETAS = (0.5, 0.9)  # of Adam, for both networks (BackdoorBench)
 LARGEST = 1 / 3  # a batch holds poisoned rows, cross rows, and as many whose triggers the cross rows get

@@ -15,13 +15,13 @@ from backdoor.attacks.controlled import some_rows
 from backdoor.attacks.inputaware.method import sharpened
 from backdoor.attacks.inputaware.module import InputAwareTraining
 from backdoor.attacks.inputaware.networks import Generator
-from backdoor.context import RunContext
+from backdoor.checking.ranges import Count, Two
 from backdoor.data.loader import to_float
 from backdoor.errors import UserError, check_whole
-from backdoor.inference import evaluating
-from backdoor.ranges import Count, Two
 from backdoor.stages import Outcome
 from backdoor.state import Split, State
+from backdoor.training.context import RunContext
+from backdoor.training.inference import evaluating
 
 MEASURED = 1000  # train images that the mask's density is measured on
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from backdoor.attacks.lc.method import check_ball, pgd
+from backdoor.checking.ranges import Count, Seed, SomeLevels
 from backdoor.data.loader import Batch, mix
-from backdoor.modules import Classifier
-from backdoor.ranges import Count, Seed, SomeLevels
+from backdoor.training import Classifier
 
 
 class AdversarialClassifier(Classifier):

@@ -8,14 +8,14 @@ from pathlib import Path
 import torch
 
 from backdoor.attacks.lc.method import check_ball, pgd, to_pixels
-from backdoor.attacks.surrogate import capped, fixed, in_precision
-from backdoor.context import RunContext
+from backdoor.checking.ranges import Count, SomeLevels
 from backdoor.data.loader import to_float
 from backdoor.errors import UserError, check_whole
-from backdoor.inference import predict
-from backdoor.ranges import Count, SomeLevels
 from backdoor.stages.base import Outcome
 from backdoor.state import Split, State
+from backdoor.training.context import RunContext
+from backdoor.training.gradients import capped, fixed, in_precision
+from backdoor.training.inference import predict
 
 
 class Perturb:

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from backdoor.attacks.lf.method import smooth_pattern
-from backdoor.attacks.surrogate import capped, fixed, in_precision, sample
-from backdoor.context import RunContext
+from backdoor.checking.ranges import Count, NotNegative, SomeLevels, SomeShare
 from backdoor.data.loader import mix, to_float
 from backdoor.errors import UserError, check_whole
-from backdoor.inference import predict
-from backdoor.ranges import Count, NotNegative, SomeLevels, SomeShare
 from backdoor.stages.base import Outcome
 from backdoor.state import Split, State
+from backdoor.training.context import RunContext
+from backdoor.training.gradients import capped, fixed, in_precision, sample
+from backdoor.training.inference import predict
 from backdoor.triggers.additive import Additive
 
 

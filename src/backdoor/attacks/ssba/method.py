@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from backdoor.checking.ranges import Count
 from backdoor.data.loader import mix
-from backdoor.ranges import Count
 from backdoor.triggers.base import Shape
 
 PLANE = 16  # side of the picture that the secret becomes before it is stretched over the image (the card)

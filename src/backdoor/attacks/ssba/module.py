@@ -12,10 +12,10 @@ from torch.optim import Adam
 from torch.optim.lr_scheduler import LambdaLR
 
 from backdoor.attacks.ssba.method import Steganographer, draw_secrets, image_weight, losses
+from backdoor.checking.ranges import Count, CountOrNone, NotNegative, Share
 from backdoor.data.loader import Batch, mix
 from backdoor.errors import UserError
-from backdoor.modules.base import check_schedule, schedule_factor
-from backdoor.ranges import Count, CountOrNone, NotNegative, Share
+from backdoor.training.module import check_schedule, schedule_factor
 
 
 class StegoTraining(pl.LightningModule):

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from backdoor.attacks.ssba.method import Decoder, Encoder, Steganographer, bit_accuracy, draw_secrets, secret_of
 from backdoor.attacks.ssba.trigger import Steganography
-from backdoor.context import RunContext
+from backdoor.checking.ranges import Count, ProperShare
 from backdoor.data.loader import mix
 from backdoor.errors import UserError, check_whole
-from backdoor.ranges import Count, ProperShare
 from backdoor.stages.base import Outcome
 from backdoor.state import State
+from backdoor.training.context import RunContext
 from backdoor.triggers.base import Shape, shape_of
 
 MEASURED = 1000  # held-out images at most

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from backdoor.ranges import CountOrNone, Positive
+from backdoor.checking.ranges import CountOrNone, Positive
 from backdoor.triggers.base import Shape
 from backdoor.triggers.local import ANCHORS, place
 from backdoor.triggers.settings import cell, one_of, pixels, side, whole

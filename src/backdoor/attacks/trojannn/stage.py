@@ -9,16 +9,16 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from backdoor.attacks.surrogate import capped, fixed, in_precision, sample
 from backdoor.attacks.trojannn.mask import Mask
 from backdoor.attacks.trojannn.method import excite, strongest_neurons
-from backdoor.context import RunContext
+from backdoor.checking.ranges import Count, Number, SomeLevels
 from backdoor.errors import UserError, check_whole
-from backdoor.inference import map_split
 from backdoor.models.base import ImageClassifier, Penultimate
-from backdoor.ranges import Count, Number, SomeLevels
 from backdoor.stages.base import Outcome
 from backdoor.state import Split, State
+from backdoor.training.context import RunContext
+from backdoor.training.gradients import capped, fixed, in_precision, sample
+from backdoor.training.inference import map_split
 from backdoor.triggers.additive import Additive
 
 

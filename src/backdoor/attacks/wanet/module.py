@@ -10,11 +10,11 @@ from torch.nn import functional as F
 
 from backdoor.attacks.controlled import count_of, cover_group, epoch_generator
 from backdoor.attacks.plan import PoisonGroup
+from backdoor.checking.ranges import NotNegative, Seed
 from backdoor.data.augment import make_augment
 from backdoor.data.loader import Batch
 from backdoor.errors import UserError
-from backdoor.modules import Classifier
-from backdoor.ranges import NotNegative, Seed
+from backdoor.training import Classifier
 from backdoor.triggers import Warp
 
 FRESH = 2**32  # seeds of the noise: one for each row of each step

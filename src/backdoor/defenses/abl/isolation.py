@@ -11,11 +11,11 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
+from backdoor.checking.ranges import Count, ProperShare
 from backdoor.defenses.abl.method import lowest_rows
 from backdoor.errors import UserError, suggest
-from backdoor.inference import reestimate_batchnorm, sample_losses
-from backdoor.ranges import Count, ProperShare
 from backdoor.state import State
+from backdoor.training.inference import reestimate_batchnorm, sample_losses
 
 COMBINE = {"mean": lambda passes: passes.mean(0), "median": lambda passes: passes.median(0).values}
 

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from backdoor.checking.ranges import NotNegative, Positive
 from backdoor.data.loader import Batch
 from backdoor.defenses.abl.method import signed_floor
 from backdoor.errors import UserError
-from backdoor.modules import BN_MODES, Classifier, StageModule, check_bn_mode, freeze_batch_norm, masked_mean
-from backdoor.ranges import NotNegative, Positive
+from backdoor.training import BN_MODES, Classifier, StageModule, check_bn_mode, freeze_batch_norm, masked_mean
 
 
 class LocalGradientAscent(Classifier):

@@ -12,9 +12,9 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import silhouette_score
 from torch import Tensor
 
+from backdoor.checking.ranges import Count, Seed, Share
 from backdoor.defenses.features import Detection
 from backdoor.errors import UserError, check_whole, suggest
-from backdoor.ranges import Count, Seed, Share
 
 REDUCTIONS = ("ica", "pca")
 RULES = ("relative_size", "silhouette")

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from backdoor.attacks.surrogate import capped, fixed, in_precision
-from backdoor.context import RunContext
+from backdoor.checking.ranges import BelowOne, Count, Momentum, NotNegative, ProperShare, Share
 from backdoor.data.augment import make_augment
 from backdoor.data.loader import mix, to_float
 from backdoor.defenses.anp.method import learn_masks, scaled
@@ -32,10 +31,11 @@ from backdoor.defenses.pruning import (
     rows_to_hold_out,
 )
 from backdoor.errors import UserError, check_whole, suggest
-from backdoor.observing import epoch_ended
-from backdoor.ranges import BelowOne, Count, Momentum, NotNegative, ProperShare, Share
 from backdoor.stages.base import Outcome
 from backdoor.state import Split, State
+from backdoor.training.context import RunContext
+from backdoor.training.gradients import capped, fixed, in_precision
+from backdoor.training.observing import epoch_ended
 
 STATISTICS = ("batch", "running")
 ROWS = 10  # of the record, over all steps

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor, nn
 
 from backdoor.defenses.anp.norms import prune_neurons
-from backdoor.inference import predict
 from backdoor.state import Split
+from backdoor.training.inference import predict
 
 # BackdoorBench tries these; it takes the one with the lowest ASR on the TEST set, which no defender has.
 GRID = tuple(round(0.05 * number, 2) for number in range(19))

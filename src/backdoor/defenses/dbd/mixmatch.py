@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from backdoor.checking.ranges import Count, NotNegative, Positive, ProperShare, Seed
 from backdoor.data.augment import make_augment
 from backdoor.data.loader import Batch, ResidentLoader, mix
 from backdoor.defenses.dbd.method import credible_rows, interleave, sharpen, symmetric_cross_entropy
 from backdoor.errors import UserError, check_whole
-from backdoor.inference import batch_for, evaluating, map_batches
-from backdoor.modules import StageModule
-from backdoor.ranges import Count, NotNegative, Positive, ProperShare, Seed
 from backdoor.state import State
+from backdoor.training import StageModule
+from backdoor.training.inference import batch_for, evaluating, map_batches
 
 PARTS = 3  # of a batch: labelled rows, and two views of unlabelled ones
 

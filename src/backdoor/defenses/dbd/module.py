@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from backdoor.checking.ranges import NotNegative, Positive
 from backdoor.data.loader import Batch
 from backdoor.defenses.dbd.method import contrastive_loss, symmetric_cross_entropy
-from backdoor.modules import StageModule, check_bn_mode
-from backdoor.modules.contrast import ContrastModule, check_temperature, extractor_of
-from backdoor.ranges import NotNegative, Positive
+from backdoor.training import StageModule, check_bn_mode
+from backdoor.training.contrast import ContrastModule, check_temperature, extractor_of
 
 
 class Contrast(ContrastModule):

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from backdoor.checking.ranges import Positive
 from backdoor.data.loader import Batch
 from backdoor.errors import UserError
-from backdoor.modules import StageModule, check_bn_mode, freeze_batch_norm
-from backdoor.ranges import Positive
+from backdoor.training import StageModule, check_bn_mode, freeze_batch_norm
 
 
 class UnlearnRelearn(StageModule):

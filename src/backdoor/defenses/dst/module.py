@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from backdoor.checking.ranges import NotNegative, Positive, Share
 from backdoor.data.loader import Batch
 from backdoor.defenses.dst.method import semi_contrastive_loss
 from backdoor.errors import UserError
-from backdoor.modules import StageModule, masked_mean
-from backdoor.modules.contrast import ContrastModule, check_temperature, extractor_of
-from backdoor.modules.views import Views
-from backdoor.ranges import NotNegative, Positive, Share
+from backdoor.training import StageModule, masked_mean
+from backdoor.training.contrast import ContrastModule, check_temperature, extractor_of
+from backdoor.training.views import Views
 
 
 class SemiContrastive(ContrastModule):

@@ -8,7 +8,7 @@ from backdoor.data.loader import Batch
 from backdoor.defenses.fct.method import centre_similarity
 from backdoor.errors import UserError
 from backdoor.models.base import ImageClassifier
-from backdoor.modules import StageModule
+from backdoor.training import StageModule
 
 
 class CentreSpreading(StageModule):

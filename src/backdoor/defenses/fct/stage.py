@@ -9,15 +9,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from backdoor.context import RunContext
+from backdoor.checking.ranges import Angle, Count, SomeShare
 from backdoor.data.loader import mix
 from backdoor.defenses.fct.method import check_transforms, feature_change, transformed
 from backdoor.errors import UserError, check_whole
-from backdoor.inference import batch_for, evaluating, map_rows, predict
 from backdoor.models.base import ImageClassifier
-from backdoor.ranges import Angle, Count, SomeShare
 from backdoor.stages.base import Outcome
 from backdoor.state import Split, State
+from backdoor.training.context import RunContext
+from backdoor.training.inference import batch_for, evaluating, map_rows, predict
 
 # Below so many times the accuracy of a guess, the network that scores knows nothing any more; how many rows are asked.
 GUESS, ASKED = 1.5, 2000

@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from backdoor.attacks.surrogate import capped
-from backdoor.context import RunContext
+from backdoor.checking.ranges import BelowOne, ProperShare
 from backdoor.data.loader import to_float
 from backdoor.defenses.fp.method import dormant_first, last_accepted, pruning_levels
 from backdoor.defenses.fp.replay import Activations, Levels
@@ -27,10 +26,11 @@ from backdoor.defenses.pruning import (
     rows_to_hold_out,
 )
 from backdoor.errors import UserError
-from backdoor.inference import map_split
-from backdoor.ranges import BelowOne, ProperShare
 from backdoor.stages.base import Outcome
 from backdoor.state import Split, State
+from backdoor.training.context import RunContext
+from backdoor.training.gradients import capped
+from backdoor.training.inference import map_split
 
 
 class PruneDormant:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from backdoor.errors import UserError
-from backdoor.inference import evaluating
+from backdoor.training.inference import evaluating
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from backdoor.errors import UserError
-from backdoor.inference import evaluating
+from backdoor.training.inference import evaluating
 
 
 def attention(maps: Tensor, power: float = 2.0) -> Tensor:

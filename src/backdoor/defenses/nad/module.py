@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from backdoor.checking.ranges import NotNegative, Positive
 from backdoor.data.loader import Batch
 from backdoor.defenses.nad.method import attention_layers, captured, distillation_loss
 from backdoor.errors import UserError
-from backdoor.modules import StageModule
-from backdoor.ranges import NotNegative, Positive
+from backdoor.training import StageModule
 
 
 class AttentionDistillation(StageModule):

@@ -10,8 +10,8 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from backdoor.report.draw import ORANGE, save
-from backdoor.report.figures import show
+from backdoor.figures.draw import ORANGE, save
+from backdoor.figures.figures import show
 
 COLUMNS = 5
 

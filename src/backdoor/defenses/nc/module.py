@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from backdoor.checking.ranges import SomeShare
 from backdoor.data.loader import Batch
 from backdoor.defenses.nc.method import stamp
 from backdoor.errors import UserError
-from backdoor.modules import Classifier
-from backdoor.ranges import SomeShare
+from backdoor.training import Classifier
 
 
 class TriggerUnlearning(Classifier):

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from backdoor.checking.ranges import AboveOne, Count, Momentum, Positive, SomeShare
 from backdoor.data.loader import mix, to_float
 from backdoor.defenses.nc.method import Costs, adjust, stamp
 from backdoor.errors import UserError, check_whole
-from backdoor.ranges import AboveOne, Count, Momentum, Positive, SomeShare
 
 Forward = Callable[[Tensor], Tensor]
 

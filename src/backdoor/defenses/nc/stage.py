@@ -10,17 +10,17 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor, nn
 
-from backdoor.attacks.surrogate import Forward, fixed, in_precision
-from backdoor.context import RunContext
+from backdoor.checking.expectations import PassedTo
+from backdoor.checking.ranges import Positive
 from backdoor.data.loader import mix, to_float
 from backdoor.defenses.nc.figure import draw_triggers
 from backdoor.defenses.nc.method import anomaly_indices, deviations, outliers
 from backdoor.defenses.nc.search import Reversed, Search, reverse_triggers
 from backdoor.errors import UserError
-from backdoor.expectations import PassedTo
-from backdoor.ranges import Positive
 from backdoor.stages.base import Outcome
 from backdoor.state import Split, State
+from backdoor.training.context import RunContext
+from backdoor.training.gradients import Forward, fixed, in_precision
 
 # Sets the search apart from other draws of a run.
 SEARCH = 0x9C0

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from backdoor.checking.ranges import Share
 from backdoor.defenses.features import Detection
 from backdoor.errors import UserError
-from backdoor.ranges import Share
 
 # Algorithm 1 of the paper removes 1.5 times as many rows as are thought to be poisoned.
 MARGIN = 1.5

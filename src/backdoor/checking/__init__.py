@@ -1,0 +1,1 @@
+"""What a value of a config may be: annotations, ranges, kinds."""

@@ -1,0 +1,1 @@
+"""One run: data, attack, victim, defense, evaluation, record."""

@@ -1,0 +1,177 @@
+"""One job in several processes of this machine: starts them with torchrun's agent, and is what each of them runs."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+import tempfile
+import threading
+import traceback
+import uuid
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from hydra.conf import HydraConf
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import configure_log
+from omegaconf import DictConfig, OmegaConf
+
+from backdoor.configs.explain import explain
+from backdoor.errors import UserError
+from backdoor.store.store import write_json
+from backdoor.sweep.interrupts import Stopped, ending
+from backdoor.sweep.notes import note_end, screen_of
+from backdoor.sweep.workers import end_without, environment_of
+
+JOB = "job.yaml"
+# Rank 0 may wait for hours until another job has made what both need; that a process died is seen without a timeout.
+PATIENCE = timedelta(days=30)
+AGENT_LOGS = ("torch.distributed.elastic.multiprocessing.api", "torch.distributed.elastic.agent.server.api")
+
+
+def launch(cfg: DictConfig, folder: Path, processes: int) -> dict[str, Any]:
+    """Run the job that `cfg` describes in `processes` processes, whose rank 0 fills `folder`; waits for them.
+
+    They get the resolved config and this job's `hydra` node, so that all of them see one folder.
+
+    Returns:
+        The result, as in result.json.
+
+    Raises:
+        UserError: the mistake that the first process to fail has found.
+        RuntimeError: any other end of it, with its traceback if it had one.
+    """
+    with tempfile.TemporaryDirectory(prefix="backdoor-") as name:
+        place = Path(name)
+        hydra = OmegaConf.create({"hydra": OmegaConf.to_container(HydraConfig.get())})
+        plain = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
+        OmegaConf.save(OmegaConf.merge(plain, hydra), place / JOB)
+        try:
+            run_agent(place / JOB, processes)
+        except BaseException as error:
+            note_end(folder, ending(error))
+            raise
+    return dict(json.loads((folder / "result.json").read_text()))
+
+
+def run_agent(job: Path, processes: int) -> None:
+    """Start the processes and wait; the first failure ends all of them and is raised."""
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        local_addr="localhost",
+        max_restarts=0,
+        signals_to_handle="SIGTERM",  # Ctrl-C stays Python's own; the agent ends the processes either way
+    )
+    try:
+        with quiet_agent():
+            elastic_launch(config, sys.executable)("-m", "backdoor.experiment.ddp", str(job))
+    except ChildFailedError as error:
+        raise first_failure(job, error) from None
+    except SignalException as stop:
+        raise Stopped(stop.sigval) from None
+
+
+@contextmanager
+def quiet_agent() -> Iterator[None]:
+    """The agent says what the processes have said already; and its signal handler does not outlive it."""
+    loggers = [logging.getLogger(name) for name in AGENT_LOGS]
+    levels, handler = [one.level for one in loggers], signal.getsignal(signal.SIGTERM)
+    for one in loggers:
+        one.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for one, level in zip(loggers, levels, strict=True):
+            one.setLevel(level)
+        if threading.current_thread() is threading.main_thread():  # elsewhere none was set
+            signal.signal(signal.SIGTERM, handler)
+
+
+def first_failure(job: Path, error: Any) -> Exception:
+    """What the process that failed first has left; the others failed because it was gone."""
+    left = sorted(job.parent.glob("*.failed"), key=lambda path: path.stat().st_mtime_ns)
+    if not left:
+        rank, failure = error.get_first_failure()
+        return RuntimeError(f"process {rank} died (exit status {failure.exitcode}): killed, out of memory, or a crash")
+    said = json.loads(left[0].read_text())
+    if said["line"] is not None:
+        return UserError(said["line"])
+    return RuntimeError(f"process {left[0].stem} failed:\n{said['trace']}")
+
+
+def main(job: Path) -> None:
+    """What each process runs: the experiment of `job`; rank 0 records it, the others say nothing."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the agent gets Ctrl-C, too, and ends its processes
+    threading.Thread(target=end_without, args=(os.getppid(),), daemon=True).start()
+    rank, processes = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    os.environ.update(environment_of(None, processes))  # before torch is imported
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a hint on find_unused_parameters, at every fit
+    try:
+        whole = read_job(job)
+        HydraConfig.instance().set_config(whole)
+        cfg = OmegaConf.masked_copy(whole, [str(key) for key in whole if key != "hydra"])
+        join(cfg, processes)
+        from backdoor.experiment import run as experiment
+
+        if rank == 0:
+            configure_log(whole.hydra.job_logging, whole.hydra.verbose)
+            with screen_of(Path(str(whole.hydra.runtime.output_dir))):
+                experiment.run(cfg)
+        else:
+            warnings.simplefilter("ignore")
+            with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+                experiment.follow(cfg, job.parent / str(rank))
+        leave()
+    except Exception as error:
+        said = {"line": explain(error), "trace": traceback.format_exc()}
+        write_json(job.with_name(f"{rank}.failed"), said)
+        sys.exit(1)
+
+
+def read_job(path: Path) -> DictConfig:
+    """The config that `launch` wrote, its `hydra` node of the type that Hydra wants."""
+    known = OmegaConf.create({"hydra": OmegaConf.structured(HydraConf)})
+    OmegaConf.set_struct(known.hydra, False)  # hydra.env
+    whole = OmegaConf.merge(known, OmegaConf.load(path))
+    assert isinstance(whole, DictConfig)
+    return whole
+
+
+def join(cfg: DictConfig, processes: int) -> None:
+    """Make this process one of the job's."""
+    import torch
+    import torch.distributed as dist
+
+    from backdoor.experiment.build import hardware_of
+
+    device = hardware_of(cfg).device
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+
+
+def leave() -> None:
+    """The job is done."""
+    import torch.distributed as dist
+
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,1 @@
+"""Artifacts on disk: keys, locks, digests, and safe reading and writing."""

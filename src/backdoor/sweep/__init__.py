@@ -1,0 +1,1 @@
+"""Many jobs: what they are, what is kept of them, and who runs them."""

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 # One thread a worker, before torch is imported: workers that each want every core hinder one another.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -19,38 +17,11 @@ from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
 
 from backdoor.cli.main import run_command
-from helpers_cli import CONF
-
-SRC = Path(__file__).parents[1] / "src"
-
-# The smallest network and the fewest steps: for tests whose claim does not depend on what is learnt.
-QUICK = ("model=small_cnn", "model.width=4", "trainer=debug", "trainer.monitor_images=0", "threads=1")
+from helpers.cli import CONF
+from helpers.command import Completed, RunCli, environment
 
 # Files of a minute or so begin first, or one worker would end with them while the other has nothing left to do.
 LONG = ("run", "ddp", "launchers", "sweep", "run_again", "attack_inputaware_runs", "sweep_progress", "ddp_fit")
-
-Completed = subprocess.CompletedProcess[str]
-RunCli = Callable[..., Completed]
-
-
-def environment(cache: Path, **more: str) -> dict[str, str]:
-    """The environment of a user without a terminal; PYTHONPATH serves where the package is not installed."""
-    kept = {name: value for name, value in os.environ.items() if name not in ("HYDRA_FULL_ERROR", "WANDB_MODE")}
-    path = os.pathsep.join(part for part in (str(SRC), os.environ.get("PYTHONPATH", "")) if part)
-    return {**kept, "PYTHONPATH": path, "BACKDOOR_CACHE": str(cache), "CI": "true", **more}
-
-
-def read_json(folder: Path, name: str = "result.json") -> dict[str, Any]:
-    """A JSON file of a run's folder."""
-    return json.loads((folder / name).read_text())
-
-
-def numbers(folder: Path) -> list[dict[str, Any]]:
-    """The stages of a run without what may differ between equal runs: the time, and who trained it."""
-    return [
-        {name: value for name, value in stage.items() if name not in ("seconds", "stored", "stored_with")}
-        for stage in read_json(folder)["stages"]
-    ]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,7 +1,7 @@
 """`python -m backdoor.report` on many records: time to collect them, and to open and sort the page in Chromium.
 
 The records are synthetic (BackdoorBench's grid: 4 data sets, 5 models, 8 attacks, 5 ratios, 10 defenses; more runs
-are more seeds) but of the length of real ones. `tests/helpers_browser.py` speaks to the browser. The collecting is
+are more seeds) but of the length of real ones. `tests/helpers/browser.py` speaks to the browser. The collecting is
 compared with reading the same files and parsing them, which no reader can leave out.
 """
 
@@ -20,7 +20,7 @@ from statistics import median
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
-from helpers_browser import PROGRAM, Browser
+from helpers.browser import PROGRAM, Browser
 
 AXES = {
     "data": ("cifar10", "cifar100", "gtsrb", "tiny_imagenet"),

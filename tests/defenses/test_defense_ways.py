@@ -24,7 +24,7 @@ from helpers.command import QUICK, environment, read_json
 from helpers.configs import choices, composed
 from helpers.run import in_process
 
-# abl_unlearn starts from an isolation (test_configs runs it); the others need a train set and perhaps a victim.
+# abl_unlearn starts from an isolation (tests/configs runs it); the others need a train set and perhaps a victim.
 DEFENSES = [name for name in choices("defense") if name not in ("none", "abl_unlearn")]
 FEW = ("data.limit.train=400", "data.limit.test=100", "data.image_size=16")
 SHOWN = 40

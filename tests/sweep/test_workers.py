@@ -82,7 +82,7 @@ def test_calls_see_their_workers_device(monkeypatch):
         return os.environ["CUDA_VISIBLE_DEVICES"]
 
     # A worker that imports the real check would refuse devices that are not here.
-    from backdoor.sweep.runner import workers
+    from backdoor.sweep import workers
 
     monkeypatch.setattr(workers, "on_device", lambda slot, call, arguments: call(*arguments))
     assert set(run_all(call, [(0.5,)] * 4, ["3", "4"])) == {"3", "4"}

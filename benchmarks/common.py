@@ -14,8 +14,8 @@ from statistics import median
 import torch
 
 from backdoor.data import DataSet, Folder
+from backdoor.experiment.allocator import keep_freed_memory
 from backdoor.models import WideResNet
-from backdoor.training.allocator import keep_freed_memory
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261)  # of CIFAR-10
 

@@ -26,7 +26,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from backdoor.data.loader import to_float
-from backdoor.experiment.build import quieten
+from backdoor.experiment.process import quiet
 from backdoor.models import WideResNet
 from backdoor.state import Split, State
 from backdoor.training import Classifier
@@ -110,10 +110,9 @@ def main() -> None:
     if args.batches <= WARM_UP:
         parser.error(f"--batches: expected more than {WARM_UP}")
     use_threads(args.threads)
-    quieten()
     hardware = Hardware.of(device=args.device, precision=args.precision, channels_last=True, compile=False)
     context = RunContext(0, hardware, new_model, max_batches=args.batches, progress=False)
-    with cache_folder(args.cache) as cache:
+    with quiet(), cache_folder(args.cache) as cache:
         train = cifar(args.data_root, cache).train.open()
         turns = [
             (

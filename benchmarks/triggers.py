@@ -33,7 +33,7 @@ from backdoor.attacks.inputaware.method import pasted, sharpened
 from backdoor.attacks.inputaware.networks import Generator
 from backdoor.attacks.ssba import Encoder, Steganography
 from backdoor.configs.places import conf_dir
-from backdoor.training.allocator import keep_freed_memory
+from backdoor.experiment.allocator import keep_freed_memory
 from backdoor.triggers import Additive, Trigger, Warp
 from backdoor.triggers.chunks import one_thread
 

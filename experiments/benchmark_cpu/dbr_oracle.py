@@ -12,11 +12,9 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -24,6 +22,8 @@ from torch.nn.functional import cross_entropy
 from backdoor.cli.main import run_command
 from backdoor.data.loader import to_float
 from backdoor.experiment.monitoring import Curves
+from backdoor.experiment.place import Place
+from backdoor.experiment.process import working
 from backdoor.experiment.record import Record
 from backdoor.experiment.run import Experiment, check
 from backdoor.stages import Pipeline
@@ -36,11 +36,11 @@ __all__ = ["check", "run"]  # what `run_command` wants of a program
 class Oracle(Experiment):
     """A run whose last stage is handed the truth."""
 
-    def run_stages(self, state: Any, keys: Any, context: Any, evaluator: Any, poisoned: Any, *rest: Any) -> None:
+    def run_stages(self, pipeline: Pipeline, state: Any, crafted: Any, measuring: Any) -> None:
         *before, repair = self.steps
-        pipeline = Pipeline(self.store, context, keys=keys, common=self.common(rest[1]))
+        evaluator = measuring.evaluator
         state = pipeline.run(state, before, lambda finished: print(finished.step.name, flush=True))
-        known = state.groups["suspect"] & poisoned.truth.poisoned
+        known = state.groups["suspect"] & evaluator.truth.poisoned
         print(f"{repair.name}: {int(known.sum())} of {int(state.groups['suspect'].sum())} suspects are poisoned")
         rows = state.train.take(known)
 
@@ -56,7 +56,7 @@ class Oracle(Experiment):
         curves = Curves(work, on_row=lambda row: None, on_stage=lambda name: None, say=print)
         curves.watch(shown, "oracle")
         with observed_by(curves):
-            repair.stage.run(state, context, name=repair.name, work=work)
+            repair.stage.run(state, pipeline.context, name=repair.name, work=work)
         raise SystemExit(0)  # nothing of this is a result
 
 
@@ -72,10 +72,11 @@ def surprise(model: nn.Module, rows: Split) -> float:
     return float(torch.cat(losses).mean())
 
 
-def run(cfg: DictConfig) -> dict[str, Any]:
+def run(cfg: DictConfig, place: Place) -> dict[str, Any]:
     """One job."""
     config: Any = OmegaConf.to_container(cfg, resolve=True)
-    return Oracle(cfg, Record(Path(HydraConfig.get().runtime.output_dir), config)).run()
+    with working(cfg.threads):
+        return Oracle(cfg, Record(place.folder, config)).run()
 
 
 if __name__ == "__main__":

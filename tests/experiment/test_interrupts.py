@@ -60,7 +60,7 @@ def test_a_sweep_ends_with_the_job_that_is_stopped(command, tmp_path):
 
 
 def test_so_does_a_preview(command, monkeypatch):
-    def run(cfg):
+    def run(cfg, place):
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(60)
 

@@ -30,7 +30,7 @@ copy: ${attack.ratio}
 PROGRAM = """
 import sys, types
 experiment = types.ModuleType("backdoor.experiment.run")
-def run(cfg):
+def run(cfg, place):
 {body}
 experiment.run = run
 experiment.check = lambda cfg, here: None

@@ -39,9 +39,9 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The configs that are really run from here on."""
     real, seen = experiment.run, []
 
-    def run(cfg: Any) -> Any:
+    def run(cfg: Any, place: Any) -> Any:
         seen.append(cfg)
-        return real(cfg)
+        return real(cfg, place)
 
     monkeypatch.setattr(experiment, "run", run)
     return seen

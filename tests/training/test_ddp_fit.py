@@ -23,7 +23,7 @@ from backdoor.defenses.abl import JointAscent, LocalGradientAscent
 from backdoor.defenses.dbd import MixMatch
 from backdoor.defenses.dst import MixedHead, SemiContrastive
 from backdoor.defenses.fct import CentreSpreading
-from backdoor.experiment.build import quieten
+from backdoor.experiment.process import quiet
 from backdoor.models.base import ImageClassifier
 from backdoor.models.small_cnn import small_cnn
 from backdoor.state import Split, State
@@ -75,7 +75,6 @@ def state_of() -> State:
 
 
 def trained(name: str, work: Path) -> dict[str, torch.Tensor]:
-    quieten()
     model, module = CASES[name]
     hardware = Hardware.of(device="cpu", precision="fp32", channels_last=False, compile=False)
     context = RunContext(0, hardware, model, checkpoint_s=0.0, progress=False)  # a resume point an epoch
@@ -83,7 +82,8 @@ def trained(name: str, work: Path) -> dict[str, torch.Tensor]:
     trains = module(model=context.make_model(), state=state)
     before = copy.deepcopy(trains.state_dict())
     work.mkdir(parents=True, exist_ok=True)
-    context.fit(trains, state.train, name=name, work=work, epochs=3, batch_size=16)
+    with quiet():
+        context.fit(trains, state.train, name=name, work=work, epochs=3, batch_size=16)
     after = dict(trains.state_dict())
     assert any(not torch.allclose(value, before[key]) for key, value in after.items() if value.is_floating_point())
     return after

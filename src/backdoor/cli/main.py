@@ -37,6 +37,8 @@ from backdoor.configs.listing import groups
 from backdoor.configs.places import conf_dir
 from backdoor.configs.plugins import package_dirs, register
 from backdoor.errors import UserError
+from backdoor.experiment.allocator import keep_freed_memory
+from backdoor.experiment.place import Place
 from backdoor.sweep.interrupts import Stopped, stop_of, stoppable
 from backdoor.sweep.jobs import all_words, is_basic, sweeper_of
 from backdoor.sweep.progress import noted
@@ -69,7 +71,7 @@ def obey(program: str, config: str) -> int:
     """Run the command line in `sys.argv` (where Hydra reads it too); the exit status.
 
     Args:
-        program: the module whose `check(cfg, here=...)` and `run(cfg)` serve a job. It is imported only once the
+        program: the module whose `check(cfg, here=...)` and `run(cfg, place)` serve a job. It is imported only once the
             configs are composed: it imports torch, which takes seconds that --help should not wait for.
         config: the primary config in conf/.
 
@@ -210,7 +212,8 @@ def job_of(program: str) -> Callable[[DictConfig], Any]:
             kept = find(cfg) if multirun else None
             again = kept is not None and reuse(kept, cfg, folder)
             if not again:
-                import_module(program).run(cfg)
+                keep_freed_memory()  # this process does nothing else
+                import_module(program).run(cfg, Place.of(HydraConfig.get()))
             if multirun and not is_basic(HydraConfig.get().sweeper):
                 return objective_of(folder, OmegaConf.select(cfg, "objective", default="c_acc"))
             return KEPT if again else None

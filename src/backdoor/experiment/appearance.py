@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from torch import Tensor
 
@@ -17,7 +16,9 @@ from backdoor.data.sources import DataSet
 from backdoor.errors import UserError
 from backdoor.experiment.attacker import Crafted, craft
 from backdoor.experiment.build import checked
+from backdoor.experiment.place import Place
 from backdoor.experiment.preparation import Preparation
+from backdoor.experiment.process import working
 from backdoor.figures.preview import Look, preview_figure, preview_table
 from backdoor.metrics.visibility import spectrum, visibility
 from backdoor.stages import Step
@@ -29,8 +30,8 @@ SCHEMA = 1
 SHORT = "preview after one epoch"
 
 
-def run(cfg: DictConfig) -> dict[str, Any]:
-    """Preview the attack of `cfg`: preview.png and preview.json in `hydra.run.dir`, and a table.
+def run(cfg: DictConfig, place: Place) -> dict[str, Any]:
+    """Preview the attack of `cfg`: preview.png and preview.json in `place.folder`, and a table.
 
     Returns:
         What preview.json holds.
@@ -38,7 +39,8 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     Raises:
         UserError: a setting that does not fit, or an attack that plants nothing.
     """
-    return Preview(cfg, Path(HydraConfig.get().runtime.output_dir)).run()
+    with working(cfg.threads):
+        return Preview(cfg, place.folder).run()
 
 
 def check(cfg: DictConfig, *, here: bool = True) -> None:

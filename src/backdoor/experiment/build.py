@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from backdoor.attacks import Attack, Poisoned
+from backdoor.attacks import Attack
 from backdoor.checking.types import check_types
 from backdoor.configs.class_names import check_classes
 from backdoor.data.reserve import check_reserved
@@ -23,10 +20,7 @@ from backdoor.experiment.memory import total_memory
 from backdoor.experiment.settings import Settings
 from backdoor.loggers.base import Loggers, RunLogger
 from backdoor.stages import Step, check_chain, check_trusted
-from backdoor.state import State
-from backdoor.store.digest import split_digest
-from backdoor.store.store import fingerprint
-from backdoor.training.context import Hardware, RunContext
+from backdoor.training.context import Hardware
 
 
 @dataclass(frozen=True)
@@ -140,18 +134,6 @@ def facts_of(
     }
 
 
-class Given:
-    """The user's own model as the first row of the table: nothing is trained."""
-
-    requires: frozenset[str] = frozenset()
-    provides = frozenset({"model"})
-    control, enabled = False, True
-
-    def run(self, state: State, context: RunContext, *, name: str, work: Path) -> Any:
-        """The state as it is."""
-        return replace(state)
-
-
 def steps_of(stages: Mapping[str, Any]) -> list[Step]:
     """The enabled stages of a config, in its order."""
     steps = []
@@ -168,24 +150,3 @@ def steps_of(stages: Mapping[str, Any]) -> list[Step]:
                 raise UserError(f"{where}: {cause}") from None
             raise
     return steps
-
-
-def train_keys(poisoned: Poisoned, data: DataSet) -> dict[str, str]:
-    """Digests of the suspicious `train` set and of its `images` alone: the clean data's and what was changed of it."""
-    train, plan = poisoned.train, poisoned.plan
-    rows = torch.arange(len(train)) if plan is None else plan.rows
-    base = "external" if plan is None else data.train.digest
-    kinds = {"train": True, "images": False}
-    return {
-        name: fingerprint([data.num_classes, split_digest(train, rows, base=base, labels=labels)])
-        for name, labels in kinds.items()
-    }
-
-
-def quieten() -> None:
-    """Lightning's hints that do not apply here: the loader needs no workers, and it has its own sampler."""
-    for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*`training_step` returned `None`.*")
-    warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric")

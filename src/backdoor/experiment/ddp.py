@@ -11,24 +11,24 @@ import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from backdoor.errors import UserError
+from backdoor.experiment.place import Place
+from backdoor.store.store import write_json
 from backdoor.sweep.interrupts import Stopped, ending
 from backdoor.sweep.notes import note_end
 
-JOB = "job.yaml"
+JOB = "job.json"
 AGENT_LOGS = ("torch.distributed.elastic.multiprocessing.api", "torch.distributed.elastic.agent.server.api")
 
 
-def launch(cfg: DictConfig, folder: Path, processes: int) -> dict[str, Any]:
-    """Run the job that `cfg` describes in `processes` processes, whose rank 0 fills `folder`; waits for them.
-
-    They get the resolved config and this job's `hydra` node, so that all of them see one folder.
+def launch(cfg: DictConfig, place: Place, processes: int) -> dict[str, Any]:
+    """Run the job that `cfg` describes in `processes` processes, whose rank 0 fills `place.folder`; waits for them.
 
     Returns:
         The result, as in result.json.
@@ -38,16 +38,15 @@ def launch(cfg: DictConfig, folder: Path, processes: int) -> dict[str, Any]:
         RuntimeError: any other end of it, with its traceback if it had one.
     """
     with tempfile.TemporaryDirectory(prefix="backdoor-") as name:
-        place = Path(name)
-        hydra = OmegaConf.create({"hydra": OmegaConf.to_container(HydraConfig.get())})
-        plain = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
-        OmegaConf.save(OmegaConf.merge(plain, hydra), place / JOB)
+        job = Path(name) / JOB
+        config = OmegaConf.to_container(cfg, resolve=True)
+        write_json(job, {"config": config, "place": {**asdict(place), "folder": str(place.folder)}})
         try:
-            run_agent(place / JOB, processes)
+            run_agent(job, processes)
         except BaseException as error:
-            note_end(folder, ending(error))
+            note_end(place.folder, ending(error))
             raise
-    return dict(json.loads((folder / "result.json").read_text()))
+    return dict(json.loads((place.folder / "result.json").read_text()))
 
 
 def run_agent(job: Path, processes: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -12,12 +13,12 @@ from contextlib import redirect_stdout
 from datetime import timedelta
 from pathlib import Path
 
-from hydra.conf import HydraConf
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import configure_log
 from omegaconf import DictConfig, OmegaConf
 
 from backdoor.configs.explain import explain
+from backdoor.experiment.allocator import keep_freed_memory
+from backdoor.experiment.place import Place
 from backdoor.store.store import write_json
 from backdoor.sweep.notes import screen_of
 from backdoor.sweep.workers import end_without, environment_of
@@ -34,16 +35,16 @@ def main(job: Path) -> None:
     os.environ.update(environment_of(None, processes))  # before torch is imported
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a hint on find_unused_parameters, at every fit
     try:
-        whole = read_job(job)
-        HydraConfig.instance().set_config(whole)
-        cfg = OmegaConf.masked_copy(whole, [str(key) for key in whole if key != "hydra"])
+        cfg, place = read_job(job)
         join(cfg, processes)
         from backdoor.experiment import run as experiment
 
+        keep_freed_memory()
         if rank == 0:
-            configure_log(whole.hydra.job_logging, whole.hydra.verbose)
-            with screen_of(Path(str(whole.hydra.runtime.output_dir))):
-                experiment.run(cfg)
+            if place.logging is not None:
+                configure_log(OmegaConf.create(dict(place.logging)), place.verbose)
+            with screen_of(place.folder):
+                experiment.run(cfg, place)
         else:
             warnings.simplefilter("ignore")
             with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
@@ -55,13 +56,11 @@ def main(job: Path) -> None:
         sys.exit(1)
 
 
-def read_job(path: Path) -> DictConfig:
-    """The config that `launch` wrote, its `hydra` node of the type that Hydra wants."""
-    known = OmegaConf.create({"hydra": OmegaConf.structured(HydraConf)})
-    OmegaConf.set_struct(known.hydra, False)  # hydra.env
-    whole = OmegaConf.merge(known, OmegaConf.load(path))
-    assert isinstance(whole, DictConfig)
-    return whole
+def read_job(path: Path) -> tuple[DictConfig, Place]:
+    """The config and the place that `launch` wrote."""
+    job = json.loads(path.read_text())
+    place = job["place"]
+    return OmegaConf.create(job["config"]), Place(**{**place, "folder": Path(place["folder"])})
 
 
 def join(cfg: DictConfig, processes: int) -> None:

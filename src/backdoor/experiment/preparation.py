@@ -5,18 +5,16 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from backdoor.configs.class_names import check_classes
 from backdoor.data.reserve import split_reserved
 from backdoor.data.sources import DataSet
-from backdoor.experiment.build import assemble, hardware_of, model_facts, quieten
+from backdoor.experiment.build import assemble, hardware_of, model_facts
 from backdoor.stages import check_trusted
 from backdoor.state import Split
 from backdoor.store.store import Store, store_root
-from backdoor.training.allocator import keep_freed_memory
 from backdoor.training.context import RunContext
 
 
@@ -28,14 +26,10 @@ class Preparation:
     """
 
     def __init__(self, cfg: DictConfig) -> None:
-        quieten()
-        keep_freed_memory()
         pieces = assemble(cfg)
         self.cfg, self.hardware = cfg, hardware_of(cfg)
         self.source, self.attack, self.logger = pieces.source, pieces.attack, pieces.logger
         self.steps, self.crafting = pieces.steps, pieces.crafting
-        if cfg.threads is not None:
-            torch.set_num_threads(cfg.threads)
         self.store = Store(store_root(cfg.store.dir), self.say)
 
     @staticmethod  # stages are handed it, and must not get from it to the rest of this object

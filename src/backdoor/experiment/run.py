@@ -7,8 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from backdoor.attacks import Means, Poisoned
@@ -16,30 +14,29 @@ from backdoor.configs.adopt import value_at
 from backdoor.data.sources import DataSet
 from backdoor.errors import UserError
 from backdoor.experiment.attacker import Crafted, craft
-from backdoor.experiment.build import Given, checked, train_keys
+from backdoor.experiment.build import checked
+from backdoor.experiment.dashboard import label_of, poisoned_samples
 from backdoor.experiment.ddp import launch
+from backdoor.experiment.defender import Given, first_state
 from backdoor.experiment.evaluator import Evaluator
 from backdoor.experiment.monitoring import Curves
+from backdoor.experiment.place import Place
 from backdoor.experiment.preparation import Preparation
+from backdoor.experiment.process import working
 from backdoor.experiment.record import Record
-from backdoor.loggers.base import Label, Sample
 from backdoor.loggers.console import closing_table, stage_line
 from backdoor.stages import Draws, Finished, Pipeline, Step
 from backdoor.state import Split, State
-from backdoor.store.digest import file_digest, tensor_digest
 from backdoor.store.ranks import world
-from backdoor.store.weights import load_weights
 from backdoor.sweep.interrupts import ending
 from backdoor.sweep.reuse import keep
 from backdoor.sweep.stage_keys import parts_of
 from backdoor.training.context import RunContext
 from backdoor.training.observing import observed_by
 
-SAMPLES = 32  # poisoned images that a dashboard shows
 
-
-def run(cfg: DictConfig) -> dict[str, Any]:
-    """Run the experiment that `cfg` describes; its folder is `hydra.run.dir`.
+def run(cfg: DictConfig, place: Place) -> dict[str, Any]:
+    """Run the experiment that `cfg` describes, and fill `place.folder`.
 
     With `trainer.devices` above 1 that many processes run it, and this one waits for them.
 
@@ -49,25 +46,30 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     Raises:
         UserError: a setting or a file that does not fit; before any training wherever it can be known.
     """
-    folder = Path(HydraConfig.get().runtime.output_dir)
     processes = value_at(cfg, "trainer.devices") or 1
     if processes != 1 and world() == 1:
         check(cfg)
-        return launch(cfg, folder, processes)
+        return launch(cfg, place, processes)
+    with working(cfg.threads):
+        return recorded(cfg, place)
+
+
+def recorded(cfg: DictConfig, place: Place) -> dict[str, Any]:
+    """`run` in this process: its folder says how it ended, the store keeps its result for later sweeps."""
     config = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(config, dict)
-    record = Record(folder, config)  # type: ignore[arg-type]
+    record = Record(place.folder, config)  # type: ignore[arg-type]
     try:
-        experiment = Experiment(cfg, record)
+        experiment = Experiment(cfg, record, place.choices)
         result = experiment.run()
     except BaseException as error:
         record.status(**ending(error))
         raise
     try:
-        keep(cfg, folder, experiment.store)
+        keep(cfg, place.folder, experiment.store)
     except (OSError, UserError) as error:  # the run itself is whole
         experiment.say(f"the result is not kept for later sweeps: {error}")
-    closing_table(result, folder)
+    closing_table(result, place.folder)
     return result
 
 
@@ -81,7 +83,8 @@ def follow(cfg: DictConfig, folder: Path) -> None:
     assert isinstance(config, dict)
     with open_dict(cfg):
         cfg.logger = {"_target_": "backdoor.loggers.base.Loggers"}  # none
-    Experiment(cfg, Record(folder, config)).run()  # type: ignore[arg-type]
+    with working(cfg.threads):
+        Experiment(cfg, Record(folder, config)).run()  # type: ignore[arg-type]
 
 
 def check(cfg: DictConfig, *, here: bool = True) -> None:
@@ -102,11 +105,15 @@ def check(cfg: DictConfig, *, here: bool = True) -> None:
 
 
 class Experiment(Preparation):
-    """One run, and what it records."""
+    """One run, and what it records.
 
-    def __init__(self, cfg: DictConfig, record: Record) -> None:
+    Args:
+        choices: as in `Place`.
+    """
+
+    def __init__(self, cfg: DictConfig, record: Record, choices: Mapping[str, str | None] | None = None) -> None:
         super().__init__(cfg)
-        self.record = record
+        self.record, self.choices = record, choices or {}
         parts = parts_of(cfg)
         crafted = {part.name: part.mark for part in parts if part.group != "defense"}
         trained = {part.name: part.mark for part in parts if part.group != "attack"}
@@ -117,7 +124,7 @@ class Experiment(Preparation):
         """The straight line."""
         data = self.load()
         context = self.context(data)
-        self.logger.start(self.record.config, self.record.folder, self.label())
+        self.logger.start(self.record.config, self.record.folder, label_of(self.cfg, self.choices))
         result: dict[str, Any] = {}
         curves = Curves(self.store.root, on_row=self.log, on_stage=self.stage_began, say=self.say)
         try:
@@ -139,19 +146,11 @@ class Experiment(Preparation):
         if self.cfg.trainer.monitor_images:
             curves.watch(evaluator.monitor, evaluator.watched())
         self.logger.samples(poisoned_samples(poisoned, data))
-        state, keys = self.start(poisoned, reserved, crafted, data, context)
+        state, keys = first_state(poisoned, reserved, crafted, data, context)
         self.record.draw(poisoned, poisoned.truth.test_clean, data)
-        self.run_stages(state, keys, context, evaluator, poisoned, crafted, data, curves)
+        pipeline = Pipeline(self.store, context, keys=keys, common=self.common(data))
+        self.run_stages(pipeline, state, crafted, Measuring(self, evaluator, curves))
         return self.record.finish()
-
-    def stage_began(self, name: str) -> None:
-        """The run's folder says how far it is."""
-        self.record.status("running", stage=name)
-
-    def log(self, row: dict[str, Any]) -> None:
-        """A row of the logs, and how far the run is."""
-        self.logger.log(row)
-        self.record.status("running", stage=row["stage"], epoch=row["epoch"])
 
     def poison(self, data: DataSet, context: RunContext) -> tuple[Poisoned, Split | None, Crafted]:
         """The attacked data, the trusted rows that were set aside before, and what the attacker made first."""
@@ -166,89 +165,44 @@ class Experiment(Preparation):
             self.say(f"{data.name}: {len(poisoned.train):,} train images, {rows:,} poisoned by {self.attack.name}")
         return poisoned, reserved, crafted
 
-    def start(
-        self, poisoned: Poisoned, reserved: Split | None, crafted: Crafted, data: DataSet, context: RunContext
-    ) -> tuple[State, dict[str, str]]:
-        """The defender's first state and the digests of what is in it."""
-        model, keys = None, train_keys(poisoned, data)
-        if reserved is not None:
-            keys["reserved"] = tensor_digest(reserved.index, reserved.labels)
-        if poisoned.checkpoint is not None:
-            model = context.make_model()
-            load_weights(model, poisoned.checkpoint, setting=poisoned.setting)
-            model = context.place(model)
-            keys["model"] = file_digest(poisoned.checkpoint)
-        if crafted.victim is not None:
-            model, keys["model"] = crafted.victim.state.model, crafted.victim.key
-        groups = {}
-        if poisoned.suspect is not None:
-            groups["suspect"] = poisoned.suspect
-            keys["suspect"] = tensor_digest(poisoned.suspect)
-        return State(poisoned.train, data.num_classes, reserved, model, groups=groups), keys
-
-    def run_stages(
-        self,
-        state: State,
-        keys: Mapping[str, str],
-        context: RunContext,
-        evaluator: Evaluator,
-        poisoned: Poisoned,
-        crafted: Crafted,
-        data: DataSet,
-        curves: Curves,
-    ) -> None:
-        """Victim and defense, each stage measured as it ends."""
-        pipeline = Pipeline(self.store, context, keys=keys, common=self.common(data))
-
-        def report(finished: Finished) -> None:
-            if finished.step.name == "victim" and "_target_" in (finished.step.config or {}):
-                self.record.victim = "hit" if finished.hit else "trained"
-                self.record.status("running")
-            finished = curves.completed(finished)
-            for row in finished.history if finished.hit else ():
-                self.logger.log(row)
-            entry = evaluator.stage(finished)
-            self.record.stage(finished, entry, self.store, finished.key)
-            self.record.draw_scores(finished, poisoned.truth.poisoned)
-            if isinstance(finished.step.stage, Draws):
-                self.record.figures += finished.step.stage.figures(
-                    finished.state, self.record.folder / "figures", finished.step.name, entry
-                )
-            stage_line(finished.step.name, entry, finished.seconds, note="from the store" if finished.hit else "")
-
+    def run_stages(self, pipeline: Pipeline, state: State, crafted: Crafted, measuring: Measuring) -> None:
+        """Victim and defense, each stage measured as it ends; a model that is there already is the victim."""
         steps = self.steps
         if state.model is not None:
             given = Finished(Step("victim", Given(), None), state, state, key="", hit=False, seconds=0.0)
-            report(crafted.victim or given)
+            measuring(crafted.victim or given)
             steps = [step for step in steps if step.name != "victim"]
-        pipeline.run(state, steps, report)
+        pipeline.run(state, steps, measuring)
 
-    def label(self) -> Label:
-        """The run's names for dashboards; its group is the study (`experiment=`), or else the data."""
-        cfg = self.cfg
-        study = HydraConfig.get().runtime.choices.get("experiment")
-        tags = [cfg.attack.name, cfg.defense.name, cfg.data.name, HydraConfig.get().runtime.choices.get("model")]
-        ratio = OmegaConf.select(cfg, "attack.ratio")
-        tags += [f"ratio {ratio}"] if ratio is not None else []
-        return Label(
-            name=f"{cfg.attack.name}-{cfg.defense.name}-{cfg.seed}",
-            group=str(study or cfg.data.name),
-            job_type=cfg.defense.name,
-            tags=[str(tag) for tag in [*tags, f"seed {cfg.seed}"] if tag],
-        )
+    def stage_began(self, name: str) -> None:
+        """The run's folder says how far it is."""
+        self.record.status("running", stage=name)
+
+    def log(self, row: dict[str, Any]) -> None:
+        """A row of the logs, and how far the run is."""
+        self.logger.log(row)
+        self.record.status("running", stage=row["stage"], epoch=row["epoch"])
 
 
-def poisoned_samples(poisoned: Poisoned, data: DataSet) -> list[Sample]:
-    """Some of the planned rows, evenly spread, as they are trained on; none where nothing was planned."""
-    plan, train = poisoned.plan, poisoned.train
-    if plan is None or len(plan.rows) == 0:
-        return []
-    found = []
-    for at in torch.linspace(0, len(plan.rows) - 1, min(SAMPLES, len(plan.rows))).long().tolist():
-        row = int(plan.rows[at])
-        image = train.images[row].permute(1, 2, 0).squeeze(-1).numpy()
-        before = data.train.labels[int(train.index[row])]
-        after = data.classes[int(train.labels[row])]
-        role = plan.roles[int(plan.role[at])]
-        found.append(Sample(int(train.index[row]), role, data.classes[int(before)], after, image))
-    return found
+class Measuring:
+    """Called with each stage as it ends: evaluation, then the record, the figures and a line on the screen."""
+
+    def __init__(self, experiment: Experiment, evaluator: Evaluator, curves: Curves) -> None:
+        self.record, self.logger, self.store = experiment.record, experiment.logger, experiment.store
+        self.evaluator, self.curves = evaluator, curves
+
+    def __call__(self, finished: Finished) -> None:
+        if finished.step.name == "victim" and "_target_" in (finished.step.config or {}):
+            self.record.victim = "hit" if finished.hit else "trained"
+            self.record.status("running")
+        finished = self.curves.completed(finished)
+        for row in finished.history if finished.hit else ():
+            self.logger.log(row)
+        entry = self.evaluator.stage(finished)
+        self.record.stage(finished, entry, self.store, finished.key)
+        self.record.draw_scores(finished, self.evaluator.truth.poisoned)
+        if isinstance(finished.step.stage, Draws):
+            self.record.figures += finished.step.stage.figures(
+                finished.state, self.record.folder / "figures", finished.step.name, entry
+            )
+        stage_line(finished.step.name, entry, finished.seconds, note="from the store" if finished.hit else "")

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from backdoor.training.allocator import keep_freed_memory
+from backdoor.experiment.allocator import keep_freed_memory
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a setting of the C library of Linux")

@@ -10,7 +10,7 @@ import torch
 from omegaconf import OmegaConf
 
 from backdoor.attacks import PoisonPlan
-from backdoor.configs.adopt import read_run
+from backdoor.configs.finished import read_run
 from backdoor.errors import UserError
 from backdoor.store.npz import save_npz
 from helpers.command import QUICK, read_json

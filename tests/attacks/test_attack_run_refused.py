@@ -15,8 +15,10 @@ import yaml
 from hydra.utils import instantiate
 
 from backdoor.attacks import FinishedRun, PoisonPlan
-from backdoor.configs.adopt import known_targets, read_run, run_words
+from backdoor.configs.adopt import run_words
 from backdoor.configs.command import check_job, read_command
+from backdoor.configs.finished import read_run
+from backdoor.configs.safe import known_targets
 from backdoor.errors import UserError
 from backdoor.store.weights import save_tensors
 from helpers.configs import targets

@@ -16,6 +16,7 @@ from backdoor.attacks.poison_only import PoisonOnly
 from backdoor.data.sources import DataSet
 from backdoor.errors import UserError
 from backdoor.state import Split
+from backdoor.store.run_folder import RunFolder
 from backdoor.store.weights import read_tensors
 
 SETTING = "attack.run"
@@ -34,7 +35,7 @@ class FinishedRun(PoisonOnly):
 
     def __init__(self, *, run: str, **attack: Any) -> None:
         super().__init__(**attack)
-        self.folder, self.source = Path(run).expanduser(), f"{SETTING}={run}"
+        self.folder, self.source = RunFolder(Path(run).expanduser()), f"{SETTING}={run}"
         self.inputs = frozenset({"model"})
 
     def plan(self, labels: Tensor, num_classes: int, seed: int) -> PoisonPlan:
@@ -43,7 +44,7 @@ class FinishedRun(PoisonOnly):
         Raises:
             UserError: a damaged file, or one that is not about these labels int64 (N,).
         """
-        plan = PoisonPlan.load(self.folder / "plan.npz", SETTING, num_classes)
+        plan = PoisonPlan.load(self.folder.plan, SETTING, num_classes)
         if plan.roles != tuple(self.groups) or plan.total != len(labels) or not self.changes(plan, labels, num_classes):
             raise UserError(
                 f"{self.source}: plan.npz is about other images: {plan.total} train rows with roles "
@@ -66,7 +67,7 @@ class FinishedRun(PoisonOnly):
         Raises:
             UserError: a file that is missing, damaged or made with other settings.
         """
-        path = self.folder / "trigger.safetensors"
+        path = self.folder.trigger
         needed = self.needs() or self.tensors()
         saved = read_tensors(path, SETTING) if needed else {}
         try:
@@ -93,11 +94,11 @@ class FinishedRun(PoisonOnly):
             UserError: other images than that run's, bit for bit.
         """
         self.plan(train.labels, data.num_classes, means.seed)  # a damaged file is refused here
-        theirs = PoisonPlan.digests(self.folder / "plan.npz", SETTING)
+        theirs = PoisonPlan.digests(self.folder.plan, SETTING)
         if theirs and theirs != (data.train.digest, data.test.digest):
             raise UserError(
                 f"{self.source}: the images of data={data.name} are others than those of that run; set data.root "
                 "(data.train, data.test) to the images that it had"
             )
         poisoned = super().prepare(data, train, test, means)
-        return replace(poisoned, checkpoint=self.folder / "weights" / "victim.safetensors", setting=SETTING)
+        return replace(poisoned, checkpoint=self.folder.weights("victim"), setting=SETTING)

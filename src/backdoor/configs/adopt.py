@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import copy
-import re
-from collections.abc import Callable, Iterator, Sequence
-from functools import cache
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -14,28 +11,16 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import ConfigTypeError
 
-from backdoor.configs.places import conf_dir
-from backdoor.configs.plugins import package_dirs
+from backdoor.configs.finished import ADOPTED, SETTING, read_run
 from backdoor.errors import UserError
-from backdoor.store.untrusted import Unreadable, read_json, read_yaml
 
-SETTING = "attack.run"
-ADOPTED = ("data", "model", "seed", "reserved")
 # What belongs to the finished run: a word of the command line may repeat it, not change it ...
 FIXED = (*ADOPTED, "attack", "victim")
 # ... but for these: the choice of this very mechanism, and where the same images lie on this machine.
 OPEN = ("attack", SETTING, "data.root", "data.train", "data.test", "data.download")
 # Choices whose value lies elsewhere in a config, or that are told apart by their name.
 PLACES = {"label_map": "attack.label_map", "data": "data.name"}
-GROUPS = ("attack", "trigger", "label_map", "data", "model", "experiment")
-PLANTS, FINISHED = "backdoor.attacks.PoisonOnly", "backdoor.attacks.FinishedRun"
-WHOLE = "expected the folder of a finished run"
-OWN = (  # the ways that work for a config that is not the package's
-    "a config of your own works in a command with this defense and --config-dir=ITS_FOLDER attack=NAME (or data=, "
-    "model=), or installed as a package (entry point backdoor.conf)"
-)
-WORD = re.compile(r"\w+")
-ACTED_ON = re.compile(r"_\w+_")  # a key that Hydra does not hand on
+FINISHED = "backdoor.attacks.FinishedRun"
 
 
 def run_words(words: Sequence[str]) -> list[str]:
@@ -142,108 +127,3 @@ def differing(one: Any, other: Any) -> Any:
     if not isinstance(one, dict) or not isinstance(other, dict):
         return one
     return {key: value for key, value in one.items() if key not in other or other[key] != value} or "less"
-
-
-def read_run(name: str) -> dict[str, Any]:
-    """The config of a finished run with a victim; the folder is not trusted.
-
-    Raises:
-        UserError: anything else.
-    """
-    folder, source = Path(name).expanduser(), f"{SETTING}={name}"
-    if not name.strip():
-        raise UserError(f"{source}: {WHOLE}, got nothing; name it, or leave {SETTING} out")
-    if folder.is_file():
-        raise UserError(f"{source}: is a file; {WHOLE}; {OWN}")
-    if not folder.is_dir():
-        raise UserError(f"{source}: no such folder; {WHOLE}")
-    status = read_text(folder, source, "status.json", read_json)
-    if status.get("state") != "done":
-        raise UserError(
-            f"{source}: that run is not finished (state: {status.get('state')}); let it end, or give its command again"
-        )
-    run = read_text(folder, source, "config.yaml", read_yaml)
-    for part in ("attack", "data", "model"):
-        if not isinstance(run.get(part), dict):
-            raise UserError(f"{source}: config.yaml has no {part}; expected the config of a finished run")
-    for part in ("seed", "reserved"):
-        if part not in run:
-            raise UserError(f"{source}: config.yaml has no {part}; expected the config of a finished run")
-    if not WORD.fullmatch(str(run["data"].get("name"))):
-        raise UserError(f"{source}: config.yaml has data.name={run['data'].get('name')}; expected the name of a choice")
-    for part in ADOPTED:
-        check_safe(run[part], source, part)
-    check_attack(run["attack"], folder, source)
-    return dict(run)
-
-
-def check_attack(attack: dict[str, Any], folder: Path, source: str) -> None:
-    """Raises UserError for a run whose attack is not its own, or whose victim is not in its folder."""
-    first = attack.get("run")
-    if first is not None:
-        raise UserError(f"{source}: that run itself took its victim from {SETTING}={first}; name that one")
-    check_safe({key: value for key, value in attack.items() if key != "stages"}, source, "attack")
-    if attack.get("_target_") != PLANTS:
-        raise UserError(
-            f"{source}: that run planted nothing itself (attack={attack.get('name')}); expected a run with an attack "
-            "of its own or attack=none, else give attack.train= and attack.model="
-        )
-    if not isinstance(attack.get("groups") or {}, dict):
-        raise UserError(f"{source}: config.yaml has attack.groups that are no mapping; refused")
-    for file in ("plan.npz", "weights/victim.safetensors"):
-        if not (folder / file).is_file():
-            raise UserError(f"{source}: holds no {file}; expected a run that trained a victim")
-
-
-def read_text(folder: Path, source: str, file: str, read: Callable[[Path], Any]) -> dict[str, Any]:
-    """A JSON or YAML mapping of the folder."""
-    try:
-        value = read(folder / file)
-    except FileNotFoundError:
-        raise UserError(f"{source}: holds no {file}; {WHOLE}; {OWN}") from None
-    except OSError as error:
-        raise UserError(f"{source}: {file} cannot be read ({error.strerror})") from None
-    except Unreadable as error:
-        raise UserError(f"{source}: {error}") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{source}: {file} cannot be read; expected a mapping, got {type(value).__name__}")
-    return value
-
-
-def check_safe(value: Any, source: str, place: str) -> None:
-    """Refuse what could run code or read this machine's environment.
-
-    Raises:
-        UserError: a `_target_` that no config of this package names, another word that Hydra acts on (`_partial_`,
-            `_recursive_`, ...), or an interpolation, which a written config has resolved.
-    """
-    for key, name, one in entries(value, place):
-        if isinstance(name, str) and ACTED_ON.fullmatch(name):
-            if name != "_target_":
-                raise UserError(f"{source}: config.yaml holds {key}={one}, which no such part needs; refused")
-            if not isinstance(one, str):
-                raise UserError(f"{source}: config.yaml holds {key}={one!s:.60}; expected a dotted name; refused")
-            if one not in known_targets():
-                what = f"config.yaml names {key}={one}, which no installed conf/ names"
-                raise UserError(f"{source}: {what}; refused; {OWN}")
-        if isinstance(one, str) and "${" in one:
-            raise UserError(f"{source}: config.yaml holds {key}={one}; expected plain values; refused")
-
-
-def entries(value: Any, place: str, name: Any = None) -> Iterator[tuple[str, Any, Any]]:
-    """Dotted key, its last part and value of a plain config and of everything below it."""
-    yield place, name, value
-    if isinstance(value, dict | list):
-        for key, one in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from entries(one, f"{place}.{key}", key)
-
-
-@cache
-def known_targets() -> frozenset[str]:
-    """What the configs of attacks, data and models are made of: the package's own and those of installed packages.
-
-    A prefix would not do: `backdoor.store.store.os.system` has one, and so do functions that delete folders.
-    """
-    places = [conf_dir(), *package_dirs().values()]
-    files = [path for place in places for group in GROUPS for path in (place / group).rglob("*.yaml")]
-    return frozenset(target for path in files for target in re.findall(r"_target_: *([\w.]+)", path.read_text()))

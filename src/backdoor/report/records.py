@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from backdoor.errors import UserError
-from backdoor.store.untrusted import Unreadable, read_json
+from backdoor.store.run_folder import RESULT, STATUS, RunFolder
+from backdoor.store.untrusted import Unreadable
 
 # What `Record` writes. Raise it when a reader of the older form would misread the newer one.
 SCHEMA = 2
-RESULT, STATUS = "result.json", "status.json"
 METRICS = ("c_acc", "c_acc_non_target", "asr", "asr_worst", "r_acc", "der")
 FOUND = ("precision", "recall", "fpr", "f1", "auroc")
 TEXTS = ("data", "model", "attack", "defense", "started")
@@ -104,9 +104,9 @@ def read(folder: Path) -> dict[str, Any]:
         BadRecord: there is none yet, it is no JSON to its end, or it has another schema.
     """
     try:
-        record = read_json(folder / RESULT)
+        record = RunFolder(folder).read(RESULT)
     except FileNotFoundError:
-        raise BadRecord(f"no {RESULT} ({_state(folder)})") from None
+        raise BadRecord(f"no {RESULT} ({RunFolder(folder).state()})") from None
     except OSError as error:
         raise BadRecord(f"{RESULT} cannot be read ({error.strerror})") from None
     except Unreadable as error:
@@ -121,16 +121,6 @@ def read(folder: Path) -> dict[str, Any]:
     if record["schema"] > SCHEMA:
         raise BadRecord(f"schema {record['schema']}, expected {SCHEMA}: made by a newer backdoor; update this one")
     return record
-
-
-def _state(folder: Path) -> str:
-    """What a run without a result says of itself."""
-    try:
-        status = read_json(folder / STATUS)
-        error = f": {status['error']}" if status.get("error") else ""
-        return " ".join(f"{status['state']}{error}".split())[:300]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return "state unknown"
 
 
 def row_of(record: Mapping[str, Any]) -> Row:

@@ -36,7 +36,7 @@ def test_unknown_rounding_is_refused(setting: str) -> None:
 
 def test_wrong_tensors_are_refused() -> None:
     with pytest.raises(ValueError, match="images: expected"):
-        Patch()(torch.zeros(3, 32, 32))
+        Patch()(torch.zeros(1, 1, 3, 32, 32))
     with pytest.raises(ValueError, match="images: expected"):
         Patch()(torch.zeros(1, 3, 32, 32, dtype=torch.int64))
     with pytest.raises(ValueError, match="index: expected"):

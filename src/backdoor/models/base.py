@@ -74,6 +74,16 @@ class ImageClassifier(nn.Module):
         return self.head(self.features(images))
 
 
+def normalisation(
+    mean: Sequence[float] | None, std: Sequence[float] | None, channels: int
+) -> dict[str, Sequence[float]]:
+    """`mean` and `std` of a classifier; 0.5 and 0.25 a channel where they are None, as for data=folder."""
+    return {
+        "mean": [0.5] * channels if mean is None else mean,
+        "std": [0.25] * channels if std is None else std,
+    }
+
+
 class Penultimate(nn.Module):
     """A classifier's features, or some of them, as a module: images (B, C, H, W) -> (B, n).
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from backdoor.checking.ranges import Side
-from backdoor.models.base import ImageClassifier
+from backdoor.models.base import ImageClassifier, normalisation
 from backdoor.models.wide_resnet import WideBlock
 
 
@@ -56,11 +56,11 @@ def preact_resnet18(
     num_classes: int,
     in_channels: int = 3,
     image_size: int = 32,
-    mean: Sequence[float],
-    std: Sequence[float],
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
     final_bn: bool = False,
     resize: Side | None = None,
 ) -> PreActResNet:
     """PreActResNet18 for small images: 11,171,146 parameters for three channels and ten classes."""
     backbone = PreActBackbone(in_channels, final_bn)
-    return PreActResNet(backbone, 512, num_classes=num_classes, mean=mean, std=std, resize=resize)
+    return PreActResNet(backbone, 512, num_classes=num_classes, resize=resize, **normalisation(mean, std, in_channels))

@@ -8,7 +8,7 @@ from torch import nn
 
 from backdoor.checking.ranges import Count, Side
 from backdoor.errors import UserError
-from backdoor.models.base import ImageClassifier, kaiming_conv
+from backdoor.models.base import ImageClassifier, kaiming_conv, normalisation
 
 
 def small_cnn(
@@ -16,8 +16,8 @@ def small_cnn(
     num_classes: int,
     in_channels: int = 3,
     image_size: int = 32,
-    mean: Sequence[float],
-    std: Sequence[float],
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
     width: Count = 32,
     resize: Side | None = None,
 ) -> ImageClassifier:
@@ -41,4 +41,6 @@ def small_cnn(
         ]
         channels = factor * width
     backbone = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten()).apply(kaiming_conv)
-    return ImageClassifier(backbone, channels, num_classes=num_classes, mean=mean, std=std, resize=resize)
+    return ImageClassifier(
+        backbone, channels, num_classes=num_classes, resize=resize, **normalisation(mean, std, in_channels)
+    )

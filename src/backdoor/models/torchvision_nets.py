@@ -10,7 +10,7 @@ from torch import nn
 
 from backdoor.checking.ranges import Side
 from backdoor.errors import UserError, suggest
-from backdoor.models.base import ImageClassifier
+from backdoor.models.base import ImageClassifier, normalisation
 
 STEMS = ("small", "imagenet")
 
@@ -52,8 +52,8 @@ def torchvision_net(
     num_classes: int,
     in_channels: int = 3,
     image_size: int = 32,
-    mean: Sequence[float],
-    std: Sequence[float],
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
     stem: str = "small",
     resize: Side | None = None,
 ) -> TorchvisionClassifier:
@@ -73,7 +73,9 @@ def torchvision_net(
     if stem not in STEMS:
         raise UserError(f"model.stem={stem}: {suggest(stem, STEMS)}")
     net, width, head = NETS[name](stem == "small", in_channels, resize or image_size)
-    return TorchvisionClassifier(net, width, head, num_classes=num_classes, mean=mean, std=std, resize=resize)
+    return TorchvisionClassifier(
+        net, width, head, num_classes=num_classes, resize=resize, **normalisation(mean, std, in_channels)
+    )
 
 
 def replace_first_conv(root: nn.Module, *, in_channels: int, **changes: int) -> None:

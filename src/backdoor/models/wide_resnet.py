@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from backdoor.checking.ranges import Count, Side
 from backdoor.errors import UserError
-from backdoor.models.base import ImageClassifier, kaiming_conv
+from backdoor.models.base import ImageClassifier, kaiming_conv, normalisation
 
 
 class WideBlock(nn.Module):
@@ -86,8 +86,8 @@ class WideResNet(ImageClassifier):
         num_classes: int,
         in_channels: int = 3,
         image_size: int = 32,
-        mean: Sequence[float],
-        std: Sequence[float],
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
         resize: Side | None = None,
     ) -> None:
         if depth < 10 or (depth - 4) % 6:
@@ -95,5 +95,7 @@ class WideResNet(ImageClassifier):
         if widen < 1:
             raise UserError(f"model.widen={widen}: expected at least 1")
         backbone = WideBackbone(depth, widen, in_channels).apply(kaiming_conv)
-        super().__init__(backbone, backbone.width, num_classes=num_classes, mean=mean, std=std, resize=resize)
+        super().__init__(
+            backbone, backbone.width, num_classes=num_classes, resize=resize, **normalisation(mean, std, in_channels)
+        )
         nn.init.zeros_(self.head.bias)

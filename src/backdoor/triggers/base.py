@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from backdoor.errors import UserError
 from backdoor.triggers.chunks import one_thread, rows_at_once
 from backdoor.triggers.settings import one_of
+from backdoor.triggers.transform import batched
 
 Shape = tuple[int, int, int]
 T = TypeVar("T")
@@ -88,26 +89,33 @@ class Trigger(nn.Module):
         """The trigger the attacker uses at test time: this one, unless a setting `test_*` differs."""
         return self
 
-    def forward(self, images: Tensor, index: Tensor | None = None) -> Tensor:
-        """Stamp a batch.
+    def __call__(self, images: T, index: Tensor | None = None) -> T:
+        """`forward`."""
+        return super().__call__(images, index)
+
+    def forward(self, images: Any, index: Tensor | None = None) -> Any:
+        """Stamp a batch, or one image, as torchvision's v2 transforms do.
 
         Args:
-            images: (B, C, H, W), uint8 or floating point in [0, 1]; B may be 0.
+            images: (B, C, H, W), uint8 or floating point in [0, 1]; B may be 0. Or one image: (C, H, W), (H, W), a PIL
+                image or a `tv_tensors.Image`.
             index: int64 (B,), rows in the original set, for triggers that differ between images.
 
         Returns:
-            Triggered images of the same shape, dtype and device. Pixels which the trigger leaves
+            Triggered images of the same type, shape, dtype and device. Pixels which the trigger leaves
             alone are bit-identical (float images with `quantize` excepted).
 
         Raises:
             ValueError: for another shape or dtype.
             UserError: if the trigger does not fit the images.
         """
-        if images.ndim != 4 or not (images.dtype == torch.uint8 or images.is_floating_point()):
-            raise ValueError(f"images: expected uint8 or float (B, C, H, W), got {images.dtype} {tuple(images.shape)}")
-        if index is not None and index.shape != images.shape[:1]:
-            raise ValueError(f"index: expected ({len(images)},), got {tuple(index.shape)}")
-        return self.stamp(images, index)
+        batch, back = batched(images)
+        if not (batch.dtype == torch.uint8 or batch.is_floating_point()):
+            raise ValueError(f"images: expected uint8 or float (B, C, H, W), got {batch.dtype} {tuple(batch.shape)}")
+        if index is not None and (not isinstance(index, Tensor) or index.shape != batch.shape[:1]):
+            got = tuple(index.shape) if isinstance(index, Tensor) else repr(index)
+            raise ValueError(f"index: expected ({len(batch)},), got {got}; a transform is called with the image only")
+        return back(self.stamp(batch, index))
 
     def check(self, shape: Shape) -> None:
         """Try the trigger on one black image.

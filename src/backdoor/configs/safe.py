@@ -19,8 +19,11 @@ OWN = (  # the ways that work for a config that is not the package's
 ACTED_ON = re.compile(r"_\w+_")  # a key that Hydra does not hand on
 
 
-def check_safe(value: Any, source: str, place: str) -> None:
+def check_safe(value: Any, source: str, place: str, groups: tuple[str, ...] = GROUPS) -> None:
     """Refuse what could run code or read this machine's environment.
+
+    Args:
+        groups: those of whose configs a `_target_` may come.
 
     Raises:
         UserError: a `_target_` that no config of this package names, another word that Hydra acts on (`_partial_`,
@@ -32,7 +35,7 @@ def check_safe(value: Any, source: str, place: str) -> None:
                 raise UserError(f"{source}: config.yaml holds {key}={one}, which no such part needs; refused")
             if not isinstance(one, str):
                 raise UserError(f"{source}: config.yaml holds {key}={one!s:.60}; expected a dotted name; refused")
-            if one not in known_targets():
+            if one not in known_targets(groups):
                 what = f"config.yaml names {key}={one}, which no installed conf/ names"
                 raise UserError(f"{source}: {what}; refused; {OWN}")
         if isinstance(one, str) and "${" in one:
@@ -48,11 +51,11 @@ def entries(value: Any, place: str, name: Any = None) -> Iterator[tuple[str, Any
 
 
 @cache
-def known_targets() -> frozenset[str]:
-    """What the configs of attacks, data and models are made of: the package's own and those of installed packages.
+def known_targets(groups: tuple[str, ...] = GROUPS) -> frozenset[str]:
+    """What the configs of some groups are made of: the package's own and those of installed packages.
 
     A prefix would not do: `backdoor.store.store.os.system` has one, and so do functions that delete folders.
     """
     places = [conf_dir(), *package_dirs().values()]
-    files = [path for place in places for group in GROUPS for path in (place / group).rglob("*.yaml")]
+    files = [path for place in places for group in groups for path in (place / group).rglob("*.yaml")]
     return frozenset(target for path in files for target in re.findall(r"_target_: *([\w.]+)", path.read_text()))

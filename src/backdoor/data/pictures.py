@@ -124,13 +124,20 @@ def read_npz(path: Path, setting: str, part: str = "") -> tuple[np.ndarray, np.n
             found = ", ".join(file.files)
             raise UserError(f"{setting}={path}: lacks the array {missing[0]}; it has: {found or 'nothing'}")
         images, labels = (file[name] for name in names)
-    images = to_nchw(images, f"{setting}={path}")
+    return checked_arrays(images, labels, f"{setting}={path}")
+
+
+def checked_arrays(images: np.ndarray, labels: np.ndarray, where: str) -> tuple[np.ndarray, np.ndarray]:
+    """uint8 images as `to_nchw` takes them and integer labels (N,) or (N, 1) -> (N, C, H, W) and int64 (N,).
+
+    Raises:
+        UserError: another dtype or shape.
+    """
+    images = to_nchw(images, where)
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if labels.ndim != 1 or labels.dtype.kind not in "iu" or len(labels) != len(images):
-        raise UserError(
-            f"{setting}={path}: labels: expected integers ({len(images)},), got {labels.dtype} {labels.shape}"
-        )
+        raise UserError(f"{where}: labels: expected integers ({len(images)},), got {labels.dtype} {labels.shape}")
     return images, labels.astype(np.int64)
 
 

@@ -34,11 +34,12 @@ class Pieces:
     logger: RunLogger
 
 
-def assemble(cfg: DictConfig, *, here: bool = True) -> Pieces:
+def assemble(cfg: DictConfig, *, here: bool = True, source: Source | None = None) -> Pieces:
     """Make the pieces and see that they fit together, as far as that can be known; no file is written.
 
     Args:
         here: whether the job will run on this machine.
+        source: the data, in the place of those that the config names.
 
     Raises:
         UserError: a setting that is wrong whatever the data hold (perhaps as the cause of what Hydra raises).
@@ -46,7 +47,8 @@ def assemble(cfg: DictConfig, *, here: bool = True) -> Pieces:
     check_types(cfg, Settings)
     if cfg.reserved:
         check_reserved(cfg.reserved)
-    source: Source = instantiate(cfg.data, _convert_="all")
+    source = source or instantiate(cfg.data, _convert_="all")
+    assert source is not None
     steps = [*steps_of({"victim": cfg.victim}), *steps_of(cfg.defense.stages)]
     attack: Attack = instantiate(cfg.attack, _convert_="all")
     chosen = OmegaConf.select(cfg, "logger")

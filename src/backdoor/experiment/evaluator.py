@@ -29,10 +29,19 @@ class Evaluator:
     Args:
         truth: test sets, and poisoned rows if known.
         monitor_images: test images of each kind (a fixed, seeded choice) for per-epoch curves.
-        limit: caps the test images altogether (`trainer=debug` on large data); None = all.
+        batch_size: of a forward pass; None = what suits the device.
     """
 
-    def __init__(self, truth: Truth, *, monitor_images: int, precision: str, channels_last: bool) -> None:
+    def __init__(
+        self,
+        truth: Truth,
+        *,
+        monitor_images: int,
+        precision: str,
+        channels_last: bool,
+        batch_size: int | None = None,
+    ) -> None:
+        self.batch_size = batch_size
         self.truth, self.precision, self.channels_last = truth, precision, channels_last
         self.few = sampled(truth, monitor_images)
         self.before: dict[str, float] | None = None
@@ -45,7 +54,8 @@ class Evaluator:
         truth = truth or self.truth
 
         def classes(split: Split) -> Tensor:
-            return predict(model, split, precision=precision, channels_last=self.channels_last)
+            layout = self.channels_last
+            return predict(model, split, precision=precision, channels_last=layout, batch_size=self.batch_size)
 
         found = clean_accuracy(classes(truth.test_clean), truth.test_clean.labels, truth.targets)
         for place, (name, attack) in enumerate(truth.attacks.items()):

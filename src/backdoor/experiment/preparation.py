@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from backdoor.configs.class_names import check_classes
 from backdoor.data.reserve import split_reserved
-from backdoor.data.sources import DataSet
+from backdoor.data.sources import DataSet, Source
 from backdoor.experiment.build import assemble, hardware_of, model_facts
 from backdoor.stages import check_trusted
 from backdoor.state import Split
@@ -21,12 +21,15 @@ from backdoor.training.context import RunContext
 class Preparation:
     """The parts of one job, made from its config.
 
+    Args:
+        source: the data, in the place of those that the config names.
+
     Raises:
         UserError: a setting that does not fit, as far as it can be known before the data are read.
     """
 
-    def __init__(self, cfg: DictConfig) -> None:
-        pieces = assemble(cfg)
+    def __init__(self, cfg: DictConfig, source: Source | None = None) -> None:
+        pieces = assemble(cfg, source=source)
         self.cfg, self.hardware = cfg, hardware_of(cfg)
         self.source, self.attack, self.logger = pieces.source, pieces.attack, pieces.logger
         self.steps, self.crafting = pieces.steps, pieces.crafting

@@ -16,6 +16,7 @@ import yaml
 from backdoor.attacks import Poisoned
 from backdoor.data.sources import DataSet
 from backdoor.errors import UserError
+from backdoor.experiment.build import model_facts
 from backdoor.experiment.environment import environment
 from backdoor.experiment.memory import peak_memory, restart_peaks
 from backdoor.figures.curves import epoch_curves, stage_curves
@@ -42,6 +43,7 @@ class Record:
         self.crafting: list[dict[str, Any]] = []
         self.history: list[dict[str, Any]] = []
         self.figures: list[Path] = []
+        self.images: dict[str, Any] = {}
         self.victim = "none"
         self.environment = environment()
         self.started, self.clock = datetime.now(UTC), time.perf_counter()
@@ -59,6 +61,10 @@ class Record:
         """Write status.json: `state` is running, done, failed or interrupted; `where` says how far a running one is."""
         status = {"state": state, "victim": self.victim, **where}
         write_json(self.folder / "status.json", status | ({"error": error} if error else {}))
+
+    def about(self, data: DataSet) -> None:
+        """Keep what a model must know of the images, so that its weights can be loaded without them."""
+        self.images = {"classes": list(data.classes), "network": model_facts(data)}
 
     def stage(self, finished: Finished, entry: dict[str, Any], store: Store, key: str) -> None:
         """Add a stage's row and keep its weights and isolated rows."""
@@ -144,6 +150,7 @@ class Record:
             "model": model_name(self.config["model"]),
             "seed": self.config["seed"],
             **({"crafting": self.crafting} if self.crafting else {}),
+            **({"images": self.images} if self.images else {}),
             "stages": self.stages,
             "final": {name: value for name, value in merged.items() if name not in OF_ONE_STAGE},
             "started": self.started.isoformat(timespec="seconds"),

@@ -123,6 +123,7 @@ class Experiment(Preparation):
     def run(self) -> dict[str, Any]:
         """The straight line."""
         data = self.load()
+        self.record.about(data)
         context = self.context(data)
         self.logger.start(self.record.config, self.record.folder, label_of(self.cfg, self.choices))
         result: dict[str, Any] = {}

@@ -112,12 +112,20 @@ def gather_rows(parts: Iterable[tuple[Tensor, Tensor]], total: int) -> Tensor:
     return result
 
 
-def predict(model: nn.Module, split: Split, *, precision: str = "fp32", channels_last: bool = True) -> Tensor:
+def predict(
+    model: nn.Module,
+    split: Split,
+    *,
+    precision: str = "fp32",
+    channels_last: bool = True,
+    batch_size: int | None = None,
+) -> Tensor:
     """int64 (N,): the predicted class of every row."""
     return map_split(
         model,
         split,
         lambda logits, labels: logits.argmax(1),
+        batch_size=batch_size,
         precision=precision,
         channels_last=channels_last,
     ).long()

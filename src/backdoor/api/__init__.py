@@ -1,0 +1,1 @@
+"""What `import backdoor as bd` offers: runs, finished runs, poisoned data and measurements, as Python calls."""

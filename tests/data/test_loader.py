@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from backdoor.data.loader import ResidentLoader, mix
+from backdoor.data.loader import Chooses, ResidentLoader, mix
 from backdoor.state import Split
 
 CPU = torch.device("cpu")
@@ -84,7 +84,7 @@ def test_batches_of_all_ranks_are_those_of_one_process(split, world):
     assert set(alone[-1]) <= set(together[-1])
 
 
-class Pairs:
+class Pairs(Chooses):
     """A chooser: each batch is 6 labelled rows and 6 others."""
 
     steps, parts = 3, 2

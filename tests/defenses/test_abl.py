@@ -145,7 +145,7 @@ def test_joint_ascent_lets_go_of_a_row_at_the_ceiling(monkeypatch):
     [("train", True, True), ("frozen", True, False), ("stats_only", False, True)],
 )
 def test_bn_modes(mode, weights_move, statistics_move, tmp_path):
-    from test_context import small_context  # the real trainer
+    from helpers.contexts import small_context  # the real trainer
 
     torch.manual_seed(0)
     state, model = tiny_state(), Tiny()
@@ -160,7 +160,7 @@ def test_bn_modes(mode, weights_move, statistics_move, tmp_path):
 
 
 def test_ascent_raises_the_loss(tmp_path):
-    from test_context import small_context
+    from helpers.contexts import small_context
 
     torch.manual_seed(0)
     state, model = tiny_state(), Tiny()

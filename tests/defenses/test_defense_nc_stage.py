@@ -21,7 +21,7 @@ from backdoor.defenses.nc import (
     stamp_share,
 )
 from backdoor.errors import UserError
-from backdoor.stages import Draws, Fit
+from backdoor.stages import Fit
 from backdoor.stages.artifact import load_outcome, save_outcome
 from backdoor.state import State
 from helpers.command import QUICK, read_json
@@ -78,7 +78,6 @@ def test_the_backdoor_is_found_and_said(judged, tmp_path):
     assert said[0] == f"backdoored: yes, class 3 (anomaly index {found['anomaly_index']:.1f})"
     assert set(found) == Invert.provides
     stage = Invert()
-    assert isinstance(stage, Draws)
     (path,) = stage.figures(outcome.state, tmp_path, "invert", {})
     with Image.open(path) as picture:
         assert min(picture.size) > 100

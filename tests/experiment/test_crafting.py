@@ -12,7 +12,7 @@ from backdoor.attacks import AllToOne, CleanLabel, Means, PoisonGroup, PoisonOnl
 from backdoor.data import Digits
 from backdoor.errors import UserError
 from backdoor.experiment.attacker import craft
-from backdoor.stages import Outcome, Step
+from backdoor.stages import Outcome, Stage, Step
 from backdoor.store.store import Store
 from backdoor.triggers.additive import Additive
 from backdoor.triggers.base import Trigger
@@ -22,11 +22,10 @@ from helpers.contexts import small_context
 MEAN, STD = (0.3, 0.3, 0.3), (0.4, 0.4, 0.4)
 
 
-class MeanImage:
+class MeanImage(Stage):
     """A stage: the mean train image, as a bare tensor, inside a mapping, and its mean as a number."""
 
     requires, provides = frozenset(), frozenset({"pattern", "network", "level"})
-    control, enabled = False, True
     ran = 0
 
     def run(self, state, context, *, name, work) -> Outcome:

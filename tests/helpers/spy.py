@@ -19,7 +19,7 @@ from backdoor.experiment.monitoring import Curves
 from backdoor.experiment.preparation import Preparation
 from backdoor.experiment.record import Record
 from backdoor.loggers.base import CSVLogger, Loggers
-from backdoor.stages import Outcome
+from backdoor.stages import Outcome, Stage
 from backdoor.state import State, Truth
 from backdoor.store.store import Store
 from backdoor.training import Classifier
@@ -90,12 +90,11 @@ class SpyCallback(pl.Callback):
             look("callback", trainer, pl_module)
 
 
-class SpyStage:
+class SpyStage(Stage):
     """Looks, and trains in between."""
 
     requires = frozenset({"model"})
     provides = frozenset({"looked"})
-    control, enabled = False, True
 
     def run(self, state: State, context: RunContext, *, name: str, work: Path) -> Outcome:
         look("stage", self, state, context, work)

@@ -9,7 +9,7 @@ import torch
 
 from backdoor.errors import UserError
 from backdoor.experiment.evaluator import Evaluator
-from backdoor.stages import Fit, Outcome, Pipeline, Step, check_chain
+from backdoor.stages import Fit, Outcome, Pipeline, Stage, Step, check_chain
 from backdoor.state import State, Truth
 from backdoor.store.store import Store
 from backdoor.training import Classifier
@@ -17,7 +17,7 @@ from helpers.command import QUICK, read_json
 from helpers.contexts import small_context, small_state
 
 
-class Mark:
+class Mark(Stage):
     """A stage that writes what it saw into a finding, and counts how often it ran."""
 
     enabled = True

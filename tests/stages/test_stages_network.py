@@ -16,7 +16,7 @@ from backdoor.errors import UserError
 from backdoor.experiment.evaluator import Evaluator
 from backdoor.metrics.names import shown_name
 from backdoor.models.base import ImageClassifier
-from backdoor.stages import Finished, Fit, Outcome, Pipeline, Step
+from backdoor.stages import Finished, Fit, Outcome, Pipeline, Stage, Step
 from backdoor.state import State, Truth
 from backdoor.store.store import Store
 from backdoor.store.weights import load_weights, save_weights
@@ -48,10 +48,10 @@ class Shrink(nn.Module):
         return F.avg_pool2d(images, 3, stride=1, padding=1)
 
 
-class Purify:
+class Purify(Stage):
     """A stage that puts what `make` gives before the model, and moves it as a training would."""
 
-    requires, provides, control, enabled = frozenset({"model"}), frozenset({"model"}), False, True
+    requires = provides = frozenset({"model"})
 
     def __init__(self, make) -> None:
         self.make = make
@@ -79,10 +79,10 @@ class Around(nn.Module):
         return self.model(self.purifier(images))
 
 
-class Changed:
+class Changed(Stage):
     """A stage that hands on what `change` makes of the model."""
 
-    requires, provides, control, enabled = frozenset({"model"}), frozenset({"model"}), False, True
+    requires = provides = frozenset({"model"})
 
     def __init__(self, change) -> None:
         self.change = change

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 
 from backdoor.errors import UserError
 from backdoor.report.records import SCHEMA
-from backdoor.stages import Fit, Mark, Outcome, Pipeline, Step
+from backdoor.stages import Fit, Mark, Outcome, Pipeline, Stage, Step
 from backdoor.store.store import META, Store, seal
 from backdoor.sweep.reuse import find, keep, reuse
 from backdoor.training import Classifier
@@ -99,10 +99,10 @@ def test_leftovers_that_are_files_are_in_nobodys_way(tmp_path):
         Store(tmp_path).fetch("other", "key", make=write("one"), load=read)
 
 
-class Score:
+class Score(Stage):
     """Gives each row a score."""
 
-    requires, provides, control, enabled = frozenset(), frozenset({"gap"}), False, True
+    provides = frozenset({"gap"})
 
     def run(self, state, context, *, name, work) -> Outcome:
         return Outcome(replace(state, scores={**state.scores, "gap": torch.arange(len(state.train)) / 60}))

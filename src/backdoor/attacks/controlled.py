@@ -16,6 +16,7 @@ from backdoor.attacks.plan import PoisonGroup
 from backdoor.checking.ranges import Count
 from backdoor.data.loader import mix, to_float
 from backdoor.errors import UserError
+from backdoor.stages.fit import Contributor
 from backdoor.state import Split, State
 from backdoor.training.inference import evaluating
 from backdoor.triggers.base import Trigger
@@ -94,7 +95,7 @@ class Covers(Protocol):
         ...
 
 
-class CrossAccuracy(pl.Callback):
+class CrossAccuracy(Contributor):
     """Measures, on train images after training, how many cover samples get their TRUE label.
 
     That is the papers' "cross accuracy" (Input-aware: another image's trigger; WaNet: noise mode), though on train

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,8 +28,7 @@ class Batch(NamedTuple):
     rows: Tensor
 
 
-@runtime_checkable
-class Chooses(Protocol):
+class Chooses:
     """A module that chooses its batches itself, epoch by epoch.
 
     Attributes:
@@ -42,7 +41,7 @@ class Chooses(Protocol):
 
     def batches(self, epoch: int) -> Iterator[Tensor]:
         """int64 (B,): the rows of each batch; a row may come more than once and is then augmented each time."""
-        ...
+        raise NotImplementedError
 
 
 def to_float(images: Tensor, *, channels_last: bool = False) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from backdoor.errors import UserError
 from backdoor.models.base import ImageClassifier, Penultimate
-from backdoor.stages.base import Outcome
+from backdoor.stages.base import Outcome, Stage
 from backdoor.state import Split, State
 from backdoor.training.context import RunContext
 from backdoor.training.inference import map_split
@@ -75,7 +75,7 @@ def features_of(model: nn.Module | None, split: Split, *, stage: str, channels_l
     return found
 
 
-class FeatureDetector:
+class FeatureDetector(Stage):
     """Scores and flags the train rows by a detector of the victim's features.
 
     Args:

@@ -11,6 +11,7 @@ import torch
 from backdoor.attacks import Poisoned
 from backdoor.data.sources import DataSet
 from backdoor.experiment.attacker import Crafted
+from backdoor.stages import Stage
 from backdoor.state import Split, State
 from backdoor.store.digest import file_digest, split_digest, tensor_digest
 from backdoor.store.store import fingerprint
@@ -51,12 +52,10 @@ def train_keys(poisoned: Poisoned, data: DataSet) -> dict[str, str]:
     }
 
 
-class Given:
+class Given(Stage):
     """The user's own model as the first row of the table: nothing is trained."""
 
-    requires: frozenset[str] = frozenset()
     provides = frozenset({"model"})
-    control, enabled = False, True
 
     def run(self, state: State, context: RunContext, *, name: str, work: Path) -> Any:
         """The state as it is."""

@@ -16,7 +16,7 @@ from backdoor.metrics import (
     detection_metrics,
     worst_asr,
 )
-from backdoor.stages import Finished, Tries
+from backdoor.stages import Finished
 from backdoor.state import AttackSet, Split, Truth
 from backdoor.store.digest import tensor_digest
 from backdoor.store.store import fingerprint
@@ -93,9 +93,9 @@ class Evaluator:
         detection = self.detection(finished)
         if detection:
             entry["detection"] = detection
-        if isinstance(finished.step.stage, Tries) and len(self.few.test_clean):
-            models = finished.step.stage.tried(finished.before, finished.state)
-            entry["tried"] = [self.monitor(model) for model in models]
+        if len(self.few.test_clean):
+            tried = [self.monitor(model) for model in finished.step.stage.tried(finished.before, finished.state)]
+            entry |= {"tried": tried} if tried else {}
         if finished.numbers():
             entry["findings"] = finished.numbers()
         if finished.collapse is not None:

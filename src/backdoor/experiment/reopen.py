@@ -24,7 +24,7 @@ from backdoor.experiment.datasets import CleanData, ImageData, PoisonedData, poi
 from backdoor.experiment.preparation import Preparation
 from backdoor.models.base import ImageClassifier
 from backdoor.report.records import BadRecord, read
-from backdoor.stages.network import Preprocesses
+from backdoor.stages import Stage
 from backdoor.state import Split, State, Truth
 from backdoor.store.run_folder import CONFIG
 from backdoor.store.weights import has_preprocess, load_weights
@@ -172,9 +172,11 @@ class Run:
         for name in reversed(before):
             check_safe(nodes[name], self.source, name, groups=("defense", "victim"))
             made = self.made(nodes[name])
-            if isinstance(made, Preprocesses):
-                found = self.loaded
-                return made.preprocess(State(found.poisoned.train, found.data.num_classes, found.reserved))
+            found = self.loaded
+            state = State(found.poisoned.train, found.data.num_classes, found.reserved)
+            cleans = made.preprocess(state) if isinstance(made, Stage) else None
+            if cleans is not None:
+                return cleans
         raise UserError(f"{self.source}: no stage of its config makes the module that cleans {stage}'s input")
 
     def made(self, node: Any, **facts: Any) -> Any:

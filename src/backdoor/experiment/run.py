@@ -25,7 +25,7 @@ from backdoor.experiment.preparation import Preparation
 from backdoor.experiment.process import working
 from backdoor.experiment.record import Record
 from backdoor.loggers.console import closing_table, stage_line
-from backdoor.stages import Draws, Finished, Pipeline, Step
+from backdoor.stages import Finished, Pipeline, Step
 from backdoor.state import Split, State
 from backdoor.store.ranks import world
 from backdoor.sweep.interrupts import ending
@@ -202,8 +202,7 @@ class Measuring:
         entry = self.evaluator.stage(finished)
         self.record.stage(finished, entry, self.store, finished.key)
         self.record.draw_scores(finished, self.evaluator.truth.poisoned)
-        if isinstance(finished.step.stage, Draws):
-            self.record.figures += finished.step.stage.figures(
-                finished.state, self.record.folder / "figures", finished.step.name, entry
-            )
+        self.record.figures += finished.step.stage.figures(
+            finished.state, self.record.folder / "figures", finished.step.name, entry
+        )
         stage_line(finished.step.name, entry, finished.seconds, note="from the store" if finished.hit else "")

@@ -1,11 +1,11 @@
-"""The protocol of a stage."""
+"""What a stage is, and what it hands back."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from torch import nn
 
@@ -25,42 +25,57 @@ class Outcome:
     collapse: dict[str, float] | None = None
 
 
-class Stage(Protocol):
-    """One step of a defense.
+class Stage:
+    """One step of a defense, or of what an attacker makes before it poisons.
+
+    A subclass writes `run`; what it declares here is a class attribute, or set in its constructor.
 
     Attributes:
         requires: what must be in the state: `model`, `reserved`, or names of scores, groups, findings.
         provides: what will be in it afterwards.
         control: a side branch: measured and shown, but the next stage starts from the state before it.
         enabled: False leaves it out.
+        reads: `train`, or `images` for a stage that does not look at the labels of the train set.
+        ignores: what of the run it makes no use of, for instance `model`; runs that differ in it share its outcome.
+        reserved_rows: how many trusted rows it needs, if it requires `reserved`.
     """
 
-    requires: frozenset[str]
-    provides: frozenset[str]
-    control: bool
-    enabled: bool
+    requires: frozenset[str] = frozenset()
+    provides: frozenset[str] = frozenset()
+    control: bool = False
+    enabled: bool = True
+    reads: str = "train"
+    ignores: frozenset[str] = frozenset()
+    reserved_rows: int = 1
 
     def run(self, state: State, context: RunContext, *, name: str, work: Path) -> Outcome:
         """Do the work; `work` is a folder for resume points."""
-        ...
-
-
-@runtime_checkable
-class Draws(Protocol):
-    """A stage that draws what it found; asked once it has finished, also when its outcome came from the store."""
+        raise NotImplementedError
 
     def figures(self, state: State, folder: Path, name: str, entry: Mapping[str, Any]) -> list[Path]:
-        """Draw into `folder` from what is in `state`; `name` is the stage's, `entry` what the evaluator measured.
+        """Draw what it found into `folder`; also asked when its outcome came from the store.
 
-        Returns the files.
+        Args:
+            state: the state after the stage.
+            name: the stage's.
+            entry: what the evaluator measured.
+
+        Returns:
+            The files; none by default.
         """
-        ...
+        return []
 
+    def tried(self, before: State, after: State) -> Iterable[nn.Module]:
+        """The models among which it chose without knowing the truth, in the order of its curve; none by default.
 
-@runtime_checkable
-class Tries(Protocol):
-    """A stage that chose among several models without knowing the truth; the evaluator shows what each would do."""
+        The evaluator shows what each of them would do.
+        """
+        return ()
 
-    def tried(self, before: State, after: State) -> Iterator[nn.Module]:
-        """The models, in the order of the stage's curve; `before` and `after` it."""
-        ...
+    def preprocess(self, state: State) -> nn.Module | None:
+        """What cleans the input of its model: images (B, C, H, W) in [0, 1] -> the same; None if nothing does.
+
+        It fills `ImageClassifier.preprocess` and is not trained yet. A file holds only its tensors, so it is made once
+        more, from the stage's settings and the state that the stage began with, whenever the outcome is loaded.
+        """
+        return None

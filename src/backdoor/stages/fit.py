@@ -6,7 +6,6 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 import pytorch_lightning as pl
 import torch
@@ -16,7 +15,7 @@ from backdoor.checking.ranges import Count
 from backdoor.data.augment import PIPELINES
 from backdoor.errors import UserError, suggest
 from backdoor.models.base import ImageClassifier
-from backdoor.stages.base import Outcome
+from backdoor.stages.base import Outcome, Stage
 from backdoor.state import Split, State
 from backdoor.training.context import RunContext
 
@@ -24,15 +23,18 @@ MODELS = ("fresh", "current")
 TRAINED_ON = ("all", "kept", "suspect", "trusted", "reserved")
 
 
-@runtime_checkable
-class Contributor(Protocol):
-    """A callback that finds something and hands it on."""
+class Contributor(pl.Callback):
+    """A callback that finds something and hands it on.
 
-    provides: Sequence[str]
+    Attributes:
+        provides: names of the scores, groups and findings that it hands on.
+    """
+
+    provides: Sequence[str] = ()
 
     def contribute(self, state: State) -> State:
         """The state with the findings in it."""
-        ...
+        raise NotImplementedError
 
 
 def try_module(module: Callable[..., pl.LightningModule]) -> None:
@@ -64,7 +66,7 @@ def check_trained(model: nn.Module, name: str) -> None:
             )
 
 
-class Fit:
+class Fit(Stage):
     """Train a model on some of the rows.
 
     Args:

@@ -10,12 +10,12 @@ import torch
 from backdoor.checking.ranges import SomeShare
 from backdoor.data.loader import mix
 from backdoor.errors import UserError
-from backdoor.stages.base import Outcome
+from backdoor.stages.base import Outcome, Stage
 from backdoor.state import State
 from backdoor.training.context import RunContext
 
 
-class Mark:
+class Mark(Stage):
     """The rows with the highest scores are suspect, those with the lowest trusted; the rest is neither.
 
     Args:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from backdoor.errors import UserError
 from backdoor.models.base import ImageClassifier
+from backdoor.stages.base import Stage
 from backdoor.state import State
 from backdoor.store.weights import has_preprocess
 from backdoor.training.context import RunContext
@@ -18,37 +18,25 @@ from backdoor.training.context import RunContext
 HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
 
-@runtime_checkable
-class Preprocesses(Protocol):
-    """A stage whose model cleans its input by a module of its own."""
-
-    def preprocess(self, state: State) -> nn.Module:
-        """What goes into `ImageClassifier.preprocess`, images (B, C, H, W) in [0, 1] -> the same; not trained yet.
-
-        A file holds its tensors alone, so it is made once more, from the stage's settings and the state that the stage
-        began with, whenever the outcome is loaded.
-        """
-        ...
-
-
-def network(stage: object, state: State, context: RunContext, *, preprocess: bool) -> nn.Module:
+def network(stage: Stage, state: State, context: RunContext, *, preprocess: bool) -> nn.Module:
     """The run's network, untrained; with `preprocess`, that of the stage or else of the model that it began with."""
     model = context.make_model()
     if not preprocess or not isinstance(model, ImageClassifier):
         return model
-    if isinstance(stage, Preprocesses):
-        model.preprocess = stage.preprocess(state)
+    cleans = stage.preprocess(state)
+    if cleans is not None:
+        model.preprocess = cleans
     elif isinstance(state.model, ImageClassifier):
         model.preprocess = copy.deepcopy(state.model.preprocess)
     return context.place(model)
 
 
-def network_for(stage: object, state: State, context: RunContext, weights: Path) -> nn.Module:
+def network_for(stage: Stage, state: State, context: RunContext, weights: Path) -> nn.Module:
     """The network that a file of weights which this stage left belongs to."""
     return network(stage, state, context, preprocess=has_preprocess(weights, setting="store.dir"))
 
 
-def check_kept(model: nn.Module, stage: object, state: State, context: RunContext, *, name: str) -> None:
+def check_kept(model: nn.Module, stage: Stage, state: State, context: RunContext, *, name: str) -> None:
     """Refuse a model whose logits its weights alone do not tell: they would be measured without what is around it.
 
     Raises:

@@ -84,14 +84,12 @@ def check_chain(steps: list[Step], has: set[str], what: str) -> None:
 def check_trusted(steps: list[Step], reserved: int | float, rows: int) -> None:
     """Raises UserError if a stage needs more trusted rows than there are.
 
-    A stage that needs more than one says how many by its attribute `reserved_rows`.
-
     Args:
         reserved: the setting, a number or a share, for the message.
         rows: how many that is.
     """
     for step in steps:
-        least: int = getattr(step.stage, "reserved_rows", 1)
+        least = step.stage.reserved_rows
         if "reserved" in step.stage.requires and rows < least:
             raise UserError(
                 f"reserved={reserved}: gives {rows} trusted rows, but stage {step.name} needs at least {least}; set "
@@ -125,10 +123,10 @@ class Pipeline:
 
     def key(self, step: Step) -> str:
         """The artifact key of a stage, given what ran before."""
-        reads: str = getattr(step.stage, "reads", "train")
-        inputs = {name: self.keys[name] for name in sorted({reads, *step.stage.requires})}
-        ignored: frozenset[str] = getattr(step.stage, "ignores", frozenset())
-        common = {name: self.common[name] for name in self.common if name not in ignored} if ignored else self.common
+        stage = step.stage
+        inputs = {name: self.keys[name] for name in sorted({stage.reads, *stage.requires})}
+        ignores = stage.ignores
+        common = {name: self.common[name] for name in self.common if name not in ignores} if ignores else self.common
         source = source_digest([step.config, common])
         return fingerprint({"stage": step.config, "inputs": inputs, "common": common, "source": source})
 

@@ -49,7 +49,7 @@ def shown(state: State, stage: Stage, name: str) -> State:
     alone = {part: getattr(state, part) if part in requires else None for part in ("model", "reserved")}
     named = {part: Declared(getattr(state, part), requires, name) for part in PARTS}
     reduced: State = replace(state, **alone, **named)  # type: ignore[arg-type]
-    return reduced.without_labels() if getattr(stage, "reads", "train") == "images" else reduced
+    return reduced.without_labels() if stage.reads == "images" else reduced
 
 
 def merged(state: State, end: State, provides: Collection[str]) -> State:
@@ -65,8 +65,7 @@ def merged(state: State, end: State, provides: Collection[str]) -> State:
 
 def context_for(context: RunContext, stage: Stage, name: str) -> RunContext:
     """What the stage may use: no model of the run, if it says that it makes no use of one."""
-    ignores: frozenset[str] = getattr(stage, "ignores", frozenset())
-    if "model" not in ignores:
+    if "model" not in stage.ignores:
         return context
 
     def refuse() -> nn.Module:

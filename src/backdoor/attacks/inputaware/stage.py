@@ -18,7 +18,8 @@ from backdoor.attacks.inputaware.networks import Generator
 from backdoor.checking.ranges import Count, Two
 from backdoor.data.loader import to_float
 from backdoor.errors import UserError, check_whole
-from backdoor.stages import Outcome
+from backdoor.stages import Outcome, Stage
+from backdoor.stages.fit import Contributor
 from backdoor.state import Split, State
 from backdoor.training.context import RunContext
 from backdoor.training.inference import evaluating
@@ -26,7 +27,7 @@ from backdoor.training.inference import evaluating
 MEASURED = 1000  # train images that the mask's density is measured on
 
 
-class LearnMask:
+class LearnMask(Stage):
     """Train the mask network on the clean train set (Input-aware, section 3); it needs no victim and no target.
 
     Args:
@@ -37,10 +38,8 @@ class LearnMask:
         enabled: see `Stage`.
     """
 
-    requires: frozenset[str] = frozenset()
     provides = frozenset({"mask_net", "mask_density"})
     ignores = frozenset({"model"})  # whatever the victim's architecture, the mask is the same
-    control = False
 
     def __init__(
         self,
@@ -84,7 +83,7 @@ def density(net: Generator, split: Split, count: int = MEASURED) -> float:
     return total / len(rows)
 
 
-class HandOver(pl.Callback):
+class HandOver(Contributor):
     """Hands the pattern network on, and the clean images whose triggers the cross rows of the fixed set get.
 
     Args:

@@ -11,14 +11,14 @@ from backdoor.attacks.lc.method import check_ball, pgd, to_pixels
 from backdoor.checking.ranges import Count, SomeLevels
 from backdoor.data.loader import to_float
 from backdoor.errors import UserError, check_whole
-from backdoor.stages.base import Outcome
+from backdoor.stages.base import Outcome, Stage
 from backdoor.state import Split, State
 from backdoor.training.context import RunContext
 from backdoor.training.gradients import capped, fixed, in_precision
 from backdoor.training.inference import predict
 
 
-class Perturb:
+class Perturb(Stage):
     """PGD against the surrogate on every train image of the target class (Turner et al. 2019).
 
     All of the class is perturbed, so that runs with other ratios and other draws share the artifact.

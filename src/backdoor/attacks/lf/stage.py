@@ -13,7 +13,7 @@ from backdoor.attacks.lf.method import smooth_pattern
 from backdoor.checking.ranges import Count, NotNegative, SomeLevels, SomeShare
 from backdoor.data.loader import mix, to_float
 from backdoor.errors import UserError, check_whole
-from backdoor.stages.base import Outcome
+from backdoor.stages.base import Outcome, Stage
 from backdoor.state import Split, State
 from backdoor.training.context import RunContext
 from backdoor.training.gradients import capped, fixed, in_precision, sample
@@ -21,7 +21,7 @@ from backdoor.training.inference import predict
 from backdoor.triggers.additive import Additive
 
 
-class SmoothPattern:
+class SmoothPattern(Stage):
     """Optimises one low-frequency pattern that moves the surrogate's train images to the target class.
 
     Args:

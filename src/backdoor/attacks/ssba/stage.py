@@ -15,7 +15,7 @@ from backdoor.attacks.ssba.trigger import Steganography
 from backdoor.checking.ranges import Count, ProperShare
 from backdoor.data.loader import mix
 from backdoor.errors import UserError, check_whole
-from backdoor.stages.base import Outcome
+from backdoor.stages.base import Outcome, Stage
 from backdoor.state import State
 from backdoor.training.context import RunContext
 from backdoor.triggers.base import Shape, shape_of
@@ -27,7 +27,7 @@ SETTING = "attack.stages.encoder"
 NUMBERS = ("bit_accuracy", "secret_accuracy", "psnr", "mean_change")
 
 
-class TrainEncoder:
+class TrainEncoder(Stage):
     """Trains encoder and decoder, and measures them on train images that were held out.
 
     It finds `encoder` and `decoder` (weights), `secret` (s*), and numbers: `bit_accuracy` of random secrets and
@@ -47,10 +47,8 @@ class TrainEncoder:
         UserError: a setting that is out of range or unknown.
     """
 
-    requires = frozenset[str]()
     provides = frozenset({"encoder", "decoder", "secret", *NUMBERS})
     ignores = frozenset({"model"})  # the victim's architecture: one encoder serves all
-    control = False
 
     def __init__(
         self,

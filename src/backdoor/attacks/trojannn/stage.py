@@ -14,7 +14,7 @@ from backdoor.attacks.trojannn.method import excite, strongest_neurons
 from backdoor.checking.ranges import Count, Number, SomeLevels
 from backdoor.errors import UserError, check_whole
 from backdoor.models.base import ImageClassifier, Penultimate
-from backdoor.stages.base import Outcome
+from backdoor.stages.base import Outcome, Stage
 from backdoor.state import Split, State
 from backdoor.training.context import RunContext
 from backdoor.training.gradients import capped, fixed, in_precision, sample
@@ -22,7 +22,7 @@ from backdoor.training.inference import map_split
 from backdoor.triggers.additive import Additive
 
 
-class ExciteNeurons:
+class ExciteNeurons(Stage):
     """Picks the penultimate neurons with the strongest links to the classes and makes a trigger that excites them.
 
     Args:

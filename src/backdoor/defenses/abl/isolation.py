@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from backdoor.checking.ranges import Count, ProperShare
 from backdoor.defenses.abl.method import lowest_rows
 from backdoor.errors import UserError, suggest
+from backdoor.stages.fit import Contributor
 from backdoor.state import State
 from backdoor.training.inference import reestimate_batchnorm, sample_losses
 
 COMBINE = {"mean": lambda passes: passes.mean(0), "median": lambda passes: passes.median(0).values}
 
 
-class LossGapIsolation(pl.Callback):
+class LossGapIsolation(Contributor):
     """Ranks the train set by its loss and flags the lowest share as `suspect` (ABL, section 3).
 
     The ranking combines one pass at the end of each of the last epochs, in eval mode, fp32, without augmentation: a

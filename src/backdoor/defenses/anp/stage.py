@@ -31,7 +31,7 @@ from backdoor.defenses.pruning import (
     rows_to_hold_out,
 )
 from backdoor.errors import UserError, check_whole, suggest
-from backdoor.stages.base import Outcome
+from backdoor.stages.base import Outcome, Stage
 from backdoor.state import Split, State
 from backdoor.training.context import RunContext
 from backdoor.training.gradients import capped, fixed, in_precision
@@ -41,7 +41,7 @@ STATISTICS = ("batch", "running")
 ROWS = 10  # of the record, over all steps
 
 
-class MaskNeurons:
+class MaskNeurons(Stage):
     """Learns a mask in [0, 1] for each channel of the normalisation layers and prunes those with small ones.
 
     Args:

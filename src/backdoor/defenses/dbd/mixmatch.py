@@ -13,9 +13,10 @@ from torch.nn import functional as F
 
 from backdoor.checking.ranges import Count, NotNegative, Positive, ProperShare, Seed
 from backdoor.data.augment import make_augment
-from backdoor.data.loader import Batch, ResidentLoader, mix
+from backdoor.data.loader import Batch, Chooses, ResidentLoader, mix
 from backdoor.defenses.dbd.method import credible_rows, interleave, sharpen, symmetric_cross_entropy
 from backdoor.errors import UserError, check_whole
+from backdoor.stages.fit import Contributor
 from backdoor.state import State
 from backdoor.training import StageModule
 from backdoor.training.inference import batch_for, evaluating, map_batches
@@ -23,7 +24,7 @@ from backdoor.training.inference import batch_for, evaluating, map_batches
 PARTS = 3  # of a batch: labelled rows, and two views of unlabelled ones
 
 
-class MixMatch(StageModule):
+class MixMatch(StageModule, Chooses):
     """Trains the whole model on credible rows with their labels and on all others without (MixMatch, NeurIPS 2019).
 
     At the start of each epoch a pass in eval mode over the augmented train set ranks it by symmetric cross-entropy;
@@ -160,7 +161,7 @@ class MixMatch(StageModule):
         return self.weight * min(1.0, (self.ramp_start + epoch) / self.ramp)
 
 
-class CredibleRows(pl.Callback):
+class CredibleRows(Contributor):
     """Hands on the last epoch's ranking as the score `label_loss`, and which rows kept their label as `trusted`."""
 
     provides: Sequence[str] = ("label_loss", "trusted")

@@ -14,7 +14,7 @@ from backdoor.data.loader import mix
 from backdoor.defenses.fct.method import check_transforms, feature_change, transformed
 from backdoor.errors import UserError, check_whole
 from backdoor.models.base import ImageClassifier
-from backdoor.stages.base import Outcome
+from backdoor.stages.base import Outcome, Stage
 from backdoor.state import Split, State
 from backdoor.training.context import RunContext
 from backdoor.training.inference import batch_for, evaluating, map_rows, predict
@@ -23,7 +23,7 @@ from backdoor.training.inference import batch_for, evaluating, map_rows, predict
 GUESS, ASKED = 1.5, 2000
 
 
-class FeatureConsistency:
+class FeatureConsistency(Stage):
     """FCT (Chen, Wu, Wang 2022): triggered images change more under geometric transforms than clean ones.
 
     Args:

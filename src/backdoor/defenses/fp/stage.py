@@ -26,14 +26,14 @@ from backdoor.defenses.pruning import (
     rows_to_hold_out,
 )
 from backdoor.errors import UserError
-from backdoor.stages.base import Outcome
+from backdoor.stages.base import Outcome, Stage
 from backdoor.state import Split, State
 from backdoor.training.context import RunContext
 from backdoor.training.gradients import capped
 from backdoor.training.inference import map_split
 
 
-class PruneDormant:
+class PruneDormant(Stage):
     """Prunes the channels of the last convolution that clean images excite least (Fine-Pruning, section 4.1).
 
     Args:

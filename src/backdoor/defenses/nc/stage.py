@@ -17,7 +17,7 @@ from backdoor.defenses.nc.figure import draw_triggers
 from backdoor.defenses.nc.method import anomaly_indices, deviations, outliers
 from backdoor.defenses.nc.search import Reversed, Search, reverse_triggers
 from backdoor.errors import UserError
-from backdoor.stages.base import Outcome
+from backdoor.stages.base import Outcome, Stage
 from backdoor.state import Split, State
 from backdoor.training.context import RunContext
 from backdoor.training.gradients import Forward, fixed, in_precision
@@ -26,7 +26,7 @@ from backdoor.training.gradients import Forward, fixed, in_precision
 SEARCH = 0x9C0
 
 
-class Invert:
+class Invert(Stage):
     """Reverses the smallest trigger towards each class; a class with a far smaller one than the others is a target.
 
     Works for any module from [0, 1] images to logits (B, K) that is differentiable by its images.

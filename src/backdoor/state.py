@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -81,17 +82,40 @@ class State:
         return any(need in part for part in (self.scores, self.groups, self.findings))
 
 
+class Goal(ABC):
+    """What a trigger is to do to an image; `backdoor.metrics.goals` has the kinds.
+
+    Attributes:
+        kind: the word for it in records.
+    """
+
+    kind: str
+
+    @abstractmethod
+    def hit(self, predicted: Tensor, original: Tensor) -> Tensor:
+        """bool (N,): where the attack has succeeded, given predicted and true classes, int64 (N,)."""
+
+    def wanted(self, original: Tensor) -> Tensor | None:
+        """int64 (N,): the class that the attacker wants for each image, or None where several will do."""
+        return None
+
+
 @dataclass(frozen=True)
 class AttackSet:
     """Triggered test images of one poison group.
 
     Attributes:
-        split: the images; its labels are the attacker's target labels.
-        original: int64 (M,), the true labels, or None if unknown.
+        split: the images, with their TRUE labels.
+        goal: what the trigger is to do to them.
     """
 
     split: Split
-    original: Tensor | None = None
+    goal: Goal
+
+    def as_wanted(self) -> Split:
+        """The images under the labels that the attacker wants, or under their true ones where several will do."""
+        wanted = self.goal.wanted(self.split.labels)
+        return self.split if wanted is None else replace(self.split, labels=wanted)
 
 
 @dataclass(frozen=True)

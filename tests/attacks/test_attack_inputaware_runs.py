@@ -123,6 +123,6 @@ def test_a_run_against_a_defense_trains_once_and_its_trigger_is_the_saved_one(co
     for _ in range(2):
         attack = instantiate(cfg.attack, _convert_="all")
         attack.trigger = attack.trigger.equip(nets)
-        sets.append(attack.attack_set(data.test.open(), 10)[0])
+        sets.append(attack.attack_set(data.test.open(), 10).split)
     assert torch.equal(sets[0].images, sets[1].images)
     assert not torch.equal(sets[0].images, data.test.open().images[data.test.open().labels != 0])

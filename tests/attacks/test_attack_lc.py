@@ -146,9 +146,9 @@ def test_at_test_time_there_are_only_the_corners_whatever_the_index(perturbed):
     poisoner = attack()
     poisoner.equip(perturbed.findings, None)
     test = perturbed.train.take(torch.arange(len(perturbed.train)))  # its index is that of perturbed train images
-    triggered, original = poisoner.attack_set(test, 10)
+    triggered = poisoner.attack_set(test, 10).split
     assert torch.equal(triggered.images, AdditiveCorners(amplitude=100)(test.images[test.labels != 0]))
-    assert bool(original.ne(0).all())
+    assert bool(triggered.labels.ne(0).all())
 
 
 def test_rows_that_were_not_perturbed_get_the_patch_alone_and_other_shapes_are_refused(perturbed):

@@ -135,9 +135,9 @@ def test_a_run_trains_the_victim_once_and_its_trigger_is_the_saved_one(command, 
     data = instantiate(cfg.data, _convert_="all").load(cache_dir, progress=False)
     attack = instantiate(cfg.attack, _convert_="all")
     attack.trigger.load_state_dict(load_file(folder / "first" / "trigger.safetensors"))
-    reloaded, _ = attack.attack_set(data.test.open(), 10)
+    reloaded = attack.attack_set(data.test.open(), 10).split
     cfg.attack.trigger.seed = 0
-    wanted, _ = instantiate(cfg.attack, _convert_="all").attack_set(data.test.open(), 10)
+    wanted = instantiate(cfg.attack, _convert_="all").attack_set(data.test.open(), 10).split
     assert torch.equal(reloaded.images, wanted.images)
 
 

@@ -13,6 +13,7 @@ from backdoor.attacks import (
     PoisonGroup,
     PoisonOnly,
     PoisonPlan,
+    RandomLabel,
     SourceSpecific,
 )
 from backdoor.errors import UserError
@@ -72,10 +73,27 @@ def test_bad_choices_name_the_near_one():
 )
 def test_label_maps_by_hand(label_map, goal, victims):
     labels = torch.arange(4)
-    assert label_map.goal(labels, 4).tolist() == goal
+    assert label_map.goal(4).wanted(labels).tolist() == goal
     assert label_map.victims(labels, 4).tolist() == victims
-    changed = label_map.goal(labels, 4)[label_map.victims(labels, 4)] != labels[label_map.victims(labels, 4)]
-    assert bool(changed.all())  # an ASR set image never has the goal as its own label
+    measured = labels[label_map.victims(labels, 4)]
+    assert not label_map.goal(4).hit(measured, measured).any()  # the right answer is never a success
+
+
+def test_random_labels_are_drawn_once_and_any_wrong_answer_is_a_success():
+    labels = torch.arange(10).repeat(500)
+    drawn = RandomLabel(seed=1).poisoned(labels, 10)
+    assert torch.equal(drawn, RandomLabel(seed=1).poisoned(labels, 10))
+    assert not torch.equal(drawn, RandomLabel(seed=2).poisoned(labels, 10))
+    assert not drawn.eq(labels).any()
+    shares = torch.stack([drawn[labels == own].bincount(minlength=10) for own in range(10)]) / 500
+    assert shares.fill_diagonal_(1 / 9).sub(1 / 9).abs().max() < 0.06  # uniform over the nine others
+    assert 0.06 < RandomLabel(seed=1, own_class=True).poisoned(labels, 10).eq(labels).float().mean() < 0.14
+    goal = RandomLabel().goal(10)
+    assert goal.hit(torch.tensor([3, 4]), torch.tensor([3, 3])).tolist() == [False, True]
+    assert goal.wanted(labels) is None
+    assert RandomLabel().victims(labels, 10).all()
+    with pytest.raises(UserError, match="needs another class"):
+        RandomLabel().check(1)
 
 
 @pytest.mark.parametrize(
@@ -133,13 +151,14 @@ def test_groups_never_share_a_row():
 
 def test_asr_set_leaves_out_the_target_and_keeps_the_truth():
     test = random_split(1000)
-    triggered, original = attack().attack_set(test, 10)
+    made = attack().attack_set(test, 10)
+    triggered = made.split
     assert len(triggered) == 900  # 9,000 of CIFAR-10's 10,000
-    assert triggered.labels.eq(0).all()
-    assert torch.equal(original, test.labels[triggered.index])
-    assert not original.eq(0).any()
+    assert made.goal.wanted(triggered.labels).eq(0).all()
+    assert torch.equal(triggered.labels, test.labels[triggered.index])
+    assert not triggered.labels.eq(0).any()
     assert torch.equal(triggered.images[:, :, :29], test.images[triggered.index][:, :, :29])
-    assert len(attack(label_map=AllToAll()).attack_set(test, 10)[0]) == 1000
+    assert len(attack(label_map=AllToAll()).attack_set(test, 10).split) == 1000
 
 
 def test_plan_round_trip(tmp_path):

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import csv
+
 import numpy as np
 import pytest
 import torch
 from hydra.utils import instantiate
 
-from backdoor.attacks import AllToOne, PoisonGroup, PoisonOnly
+from backdoor.attacks import AllToAll, AllToOne, PoisonGroup, PoisonOnly, RandomLabel, SourceSpecific
+from backdoor.attacks.poison_only import attack_set
 from backdoor.errors import UserError
 from backdoor.metrics import defense_effectiveness_rating, detection_metrics
+from backdoor.state import Split
 from backdoor.triggers import Square
 from helpers.attack import CIFAR_LABELS, attack
 from helpers.command import QUICK, read_json
@@ -33,10 +37,54 @@ def test_each_groups_trigger_is_measured_and_shown(command, tmp_path):
         assert entry["asr_worst"] == max(entry["asr"], entry["asr/second"])
     rates = [value for entry in (victim, tuned) for value in (entry["c_acc"], entry["asr_worst"])]
     assert tuned["der"] == defense_effectiveness_rating(*rates)
+    assert result["attacks"] == [
+        {"name": "poison", "metric": "asr", "goal": "targeted", "images": 324},
+        {"name": "second", "metric": "asr/second", "goal": "targeted", "images": 323},
+    ]
     assert "second" in out
     assert "worst" in out
     assert (tmp_path / "run" / "figures" / "trigger_second.png").exists()
     assert "asr/second" in (tmp_path / "run" / "metrics.csv").read_text().splitlines()[0]
+
+
+def test_any_wrong_answer_is_a_success_of_an_untargeted_attack(command, tmp_path):
+    short = ("model=small_cnn", "model.width=8", "data.image_size=16", "threads=1", "trainer.precision=fp32")
+    words = ("attack=blended", "attack.ratio=0.3", "label_map=untargeted", "defense=none", "trainer.monitor_images=32")
+    status, out, said = command(*short, *words, "hydra.run.dir=run")
+    assert status == 0, said
+    result = read_json(tmp_path / "run")
+    assert result["attacks"] == [{"name": "poison", "metric": "asr", "goal": "untargeted", "images": 360}]
+    (victim,) = result["stages"]
+    assert victim["asr"] > 0.3 > 1 - victim["c_acc"]
+    assert victim["asr"] + victim["r_acc"] == pytest.approx(1)
+    assert "c_acc_non_target" not in victim
+    rows = list(csv.DictReader((tmp_path / "run" / "metrics.csv").open()))
+    assert [float(row["asr"]) + float(row["r_acc"]) for row in rows] == pytest.approx([1] * len(rows))
+    assert "ASR" in out
+
+
+def test_groups_of_several_kinds_are_each_measured_by_their_own_goal():
+    """A source-specific group, one of all classes by another trigger, and an untargeted one."""
+    first = attack(label_map=SourceSpecific(target=0, sources=[1, 2]))
+    group = first.groups["poison"]
+    groups = {
+        "poison": group,
+        "shifted": PoisonGroup(0.1, AllToAll(shift=2), Square(size=4)),
+        "random": PoisonGroup(0.1, RandomLabel(seed=1), Square(size=6)),
+        "random_again": PoisonGroup(0.1, RandomLabel(seed=2), Square(size=6)),
+    }
+    several = PoisonOnly(name="several", groups=groups, label_map=group.label_map, trigger=first.trigger)
+    labels = torch.arange(10).repeat(3)
+    test = Split.of(torch.zeros(30, 3, 32, 32, dtype=torch.uint8), labels)
+    made = {name: attack_set(test, 10, aim) for name, aim in several.aims(10).items()}
+    assert {name: (one.goal.kind, len(one.split)) for name, one in made.items()} == {
+        "poison": ("targeted", 6),
+        "shifted": ("targeted", 30),
+        "random": ("untargeted", 30),
+    }
+    assert made["poison"].as_wanted().labels.eq(0).all()
+    assert torch.equal(made["shifted"].as_wanted().labels, (labels + 2) % 10)
+    assert torch.equal(made["random"].as_wanted().labels, labels)
 
 
 @pytest.mark.parametrize("name", [name for name in choices("attack") if name not in ("none", "external")])

@@ -46,7 +46,7 @@ def test_a_map_replaces_the_attacks_own_and_nothing_of_that_remains(attack: str,
     more = (SOURCES,) if name == "source_specific" else ()
     chosen = OmegaConf.to_container(config(f"attack={attack}", f"label_map={name}", *more).attack, resolve=True)
     wanted = OmegaConf.to_container(OmegaConf.load(CONF / "label_map" / f"{name}.yaml"), resolve=False)
-    expected = {"target": 0, "shift": 1, "sources": [1, 2]}
+    expected = {"target": 0, "shift": 1, "sources": [1, 2], "seed": 0}
     assert chosen["label_map"] == {key: expected.get(key, value) for key, value in wanted.items()}
     assert chosen["groups"]["poison"]["label_map"] == chosen["label_map"]
 
@@ -74,6 +74,7 @@ def test_dirty_label_attacks_take_every_map(attack: str, name: str) -> None:
 @pytest.mark.parametrize("attack", ["wanet", "inputaware"])
 def test_attacks_that_train_the_victim_take_maps_of_all_classes(attack: str) -> None:
     assert refusal(f"attack={attack}", "label_map=all_to_all") is None
+    assert "draws a label for each row once" in str(refusal(f"attack={attack}", "label_map=untargeted"))
     for words in (("label_map=clean_label",), ("label_map=source_specific", SOURCES)):
         assert "poisons rows of some classes only" in str(refusal(f"attack={attack}", *words))
 
@@ -105,6 +106,7 @@ REFUSED = {
     "label_map=source_specific attack.label_map.sources=[10]": "attack.label_map.sources=10: expected a class from 0",
     "label_map=all_to_all attack.label_map.shift=10": "attack.label_map.shift=10: changes no label of 10 classes",
     "label_map=all_to_all attack.eligible=non_target": "attack.eligible=non_target with attack.ratio_of=train: the",
+    "label_map=untargeted attack.eligible=non_target": "attack.eligible=non_target with attack.ratio_of=train: the",
     "label_map=clean_label attack.eligible=non_target": "attack.eligible=non_target: the label map CleanLabel",
     "label_map=clean_label attack.target=10": "attack.target=10: expected a class from 0 to 9",
     "label_map=all_to_one attack.target=null": "attack.target=null: this label map needs a target class",

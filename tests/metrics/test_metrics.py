@@ -14,6 +14,8 @@ from torch import distributed as dist
 from backdoor.metrics import (
     AttackSuccess,
     CleanAccuracy,
+    Targeted,
+    Untargeted,
     attack_success,
     clean_accuracy,
     defense_effectiveness_rating,
@@ -25,12 +27,14 @@ from backdoor.metrics import (
 NAN = float("nan")
 
 
-def random_case(rows: int = 101, classes: int = 5) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits (N, K), true labels (N,), attack labels (N,) that differ from the true ones."""
+NEXT = Targeted((torch.arange(5) + 1) % 5)
+
+
+def random_case(rows: int = 101, classes: int = 5) -> tuple[Tensor, Tensor]:
+    """Logits (N, K) and true labels (N,)."""
     generator = torch.Generator().manual_seed(7)
     logits = torch.randn(rows, classes, generator=generator)
-    labels = torch.randint(classes, (rows,), generator=generator)
-    return logits, labels, (labels + 1) % classes
+    return logits, torch.randint(classes, (rows,), generator=generator)
 
 
 def test_clean_accuracy_by_hand() -> None:
@@ -43,35 +47,50 @@ def test_clean_accuracy_by_hand() -> None:
 
 
 def test_attack_success_by_hand() -> None:
-    pred = torch.tensor([0, 0, 2, 1, 3])
-    target, original = torch.zeros(5, dtype=torch.int64), torch.tensor([1, 2, 2, 1, 1])
-    assert attack_success(pred, target) == {"asr": 2 / 5}
-    assert attack_success(pred, target, original) == {"asr": 2 / 5, "r_acc": 2 / 5}
+    pred, original = torch.tensor([0, 0, 2, 1, 3]), torch.tensor([1, 2, 2, 1, 1])
+    assert attack_success(pred, original, Targeted.at(0, 4)) == {"asr": 2 / 5, "r_acc": 2 / 5}
+    assert attack_success(pred, original, Targeted(torch.tensor([1, 3, 0, 0]))) == {"asr": 2 / 5, "r_acc": 2 / 5}
+    assert attack_success(pred, original, Untargeted()) == {"asr": 3 / 5, "r_acc": 2 / 5}
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        (torch.tensor([0, 2]), "expected classes from 0 to 1"),
+        (torch.zeros(2), r"expected int64 \(K,\)"),
+        (torch.zeros(0, dtype=torch.int64), r"expected int64 \(K,\)"),
+    ],
+)
+def test_a_goal_outside_of_the_classes_is_refused(table: Tensor, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        Targeted(table)
+    with pytest.raises(ValueError, match="original: expected classes from 0 to 1, got 0 to 5"):
+        Targeted.at(0, 2).hit(torch.zeros(2, dtype=torch.int64), torch.tensor([0, 5]))
 
 
 def test_evaluation_agrees_with_sklearn() -> None:
-    logits, labels, attack_labels = random_case()
+    logits, labels = random_case()
     pred = logits.argmax(1)
-    result = evaluate_predictions(
-        logits, labels, attacked=logits, attack_labels=attack_labels, original_labels=labels, target=2
-    )
+    result = evaluate_predictions(logits, labels, attacked=logits, original=labels, goal=NEXT, target=2)
     other = labels != 2
     assert result["c_acc"] == pytest.approx(sk.accuracy_score(labels, pred))
     assert result["c_acc_non_target"] == pytest.approx(sk.accuracy_score(labels[other], pred[other]))
-    assert result["asr"] == pytest.approx(sk.accuracy_score(attack_labels, pred))
+    assert result["asr"] == pytest.approx(sk.accuracy_score((labels + 1) % 5, pred))
     assert result["r_acc"] == result["c_acc"]
     assert set(evaluate_predictions(pred, labels)) == {"c_acc"}
-    with pytest.raises(ValueError, match="both or neither"):
+    with pytest.raises(ValueError, match="all or none"):
         evaluate_predictions(logits, labels, attacked=logits)
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_asr_and_r_acc_share_one_whole(seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
-    original = torch.randint(3, (60,), generator=generator)
-    target = (original + torch.randint(1, 3, (60,), generator=generator)) % 3
-    result = attack_success(torch.randn(60, 3, generator=generator), target, original)
-    assert 0 < result["asr"] + result["r_acc"] <= 1
+    original, logits = torch.randint(5, (60,), generator=generator), torch.randn(60, 5, generator=generator)
+    result = attack_success(logits, original, NEXT)
+    assert 0 < result["asr"] + result["r_acc"] < 1
+    any_other = attack_success(logits, original, Untargeted())
+    assert any_other["asr"] + any_other["r_acc"] == 1
+    assert any_other["r_acc"] == result["r_acc"]
 
 
 @pytest.mark.parametrize(
@@ -89,40 +108,32 @@ def test_bad_predictions_are_refused(pred: Tensor, labels: Tensor, said: str) ->
     with pytest.raises(ValueError, match=said):
         clean_accuracy(pred, labels)
     with pytest.raises(ValueError, match=said):
-        attack_success(pred, labels)
+        attack_success(pred, labels, Untargeted())
 
 
 @pytest.mark.parametrize("batch", [1, 16, 101])
 def test_batches_give_the_same_as_the_whole(batch: int) -> None:
-    logits, labels, attack_labels = random_case()
-    clean, attack = CleanAccuracy(target=1), AttackSuccess()
+    logits, labels = random_case()
+    clean, attack = CleanAccuracy(target=1), AttackSuccess(NEXT)
     for start in range(0, 101, batch):
         rows = slice(start, start + batch)
         clean.update(logits[rows], labels[rows])
-        attack.update(logits[rows], attack_labels[rows], labels[rows])
+        attack.update(logits[rows], labels[rows])
     clean.update(logits[:0], labels[:0])
     assert clean.compute() == clean_accuracy(logits, labels, target=1)
-    assert attack.compute() == attack_success(logits, attack_labels, labels)
+    assert attack.compute() == attack_success(logits, labels, NEXT)
     attack.reset()
     with pytest.raises(ValueError, match="at least one row"):
         attack.compute()
 
 
-def test_r_acc_needs_every_original_label() -> None:
-    logits, labels, attack_labels = random_case()
-    metric = AttackSuccess()
-    metric.update(logits[:50], attack_labels[:50], labels[:50])
-    metric.update(logits[50:], attack_labels[50:])
-    assert metric.compute() == attack_success(logits, attack_labels)
-
-
 def _rank(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    logits, labels, attack_labels = random_case()
-    clean, attack = CleanAccuracy(target=1), AttackSuccess()
+    logits, labels = random_case()
+    clean, attack = CleanAccuracy(target=1), AttackSuccess(NEXT)
     rows = torch.arange(rank, 101, 2)
     clean.update(logits[rows], labels[rows])
-    attack.update(logits[rows], attack_labels[rows], labels[rows])
+    attack.update(logits[rows], labels[rows])
     values = clean.compute() | attack.compute()
     clean.sync()
     seen = {"rows": int(clean.counts[1]), "own": len(rows)}
@@ -132,8 +143,8 @@ def _rank(rank: int, folder: str) -> None:
 
 def test_two_processes_count_each_row_once(tmp_path: Path) -> None:
     mp.spawn(_rank, args=(str(tmp_path),), nprocs=2)
-    logits, labels, attack_labels = random_case()
-    whole = clean_accuracy(logits, labels, 1) | attack_success(logits, attack_labels, labels)
+    logits, labels = random_case()
+    whole = clean_accuracy(logits, labels, 1) | attack_success(logits, labels, NEXT)
     found = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
     assert [values.pop("own") for values in found] == [51, 50]
     assert found == [whole | {"rows": 101}] * 2

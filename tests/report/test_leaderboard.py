@@ -65,6 +65,21 @@ def test_of_several_triggers_the_strongest_counts(tmp_path: Path, report: Report
     assert "ASR worst" in (tmp_path / "report" / "index.html").read_text()
 
 
+def test_an_untargeted_attack_stands_apart_from_a_targeted_one(tmp_path: Path, report: Report) -> None:
+    untargeted = [{"name": "poison", "metric": "asr", "goal": "untargeted", "images": 360}]
+    other = record(asr=0.75, attacks=untargeted)
+    other["config"]["attack"]["label_map"] = "random"
+    write(tmp_path / "runs" / "any", other)
+    write(tmp_path / "runs" / "one", asr=0.25)  # as records were before they told their goal
+    assert report("runs")[0] == 0
+    goals = {row["asr"]: row["goal"] for row in pl.read_csv(tmp_path / "report" / "runs.csv").to_dicts()}
+    assert goals == {0.75: "untargeted", 0.25: "targeted"}
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert "| badnets | 0.1 untargeted | 75.0 |" in text
+    assert "| badnets | 0.1 | 25.0 |" in text
+    assert "0.1 untargeted" in (tmp_path / "report" / "index.html").read_text()
+
+
 def test_a_row_a_run_in_csv_and_parquet(tmp_path: Path, report: Report) -> None:
     write(tmp_path / "runs" / "a")
     clean = record(attack="none", defense="none", ratio=None)

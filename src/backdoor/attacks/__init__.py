@@ -3,7 +3,15 @@
 from backdoor.attacks.base import Attack, Means, Poisoned
 from backdoor.attacks.external import External
 from backdoor.attacks.finished_run import FinishedRun
-from backdoor.attacks.label_maps import AllToAll, AllToOne, CleanLabel, LabelMap, SourceSpecific, TrueLabel
+from backdoor.attacks.label_maps import (
+    AllToAll,
+    AllToOne,
+    CleanLabel,
+    LabelMap,
+    RandomLabel,
+    SourceSpecific,
+    TrueLabel,
+)
 from backdoor.attacks.plan import PoisonGroup, PoisonPlan
 from backdoor.attacks.poison_only import PoisonOnly
 
@@ -20,6 +28,7 @@ __all__ = [
     "PoisonOnly",
     "PoisonPlan",
     "Poisoned",
+    "RandomLabel",
     "SourceSpecific",
     "TrueLabel",
 ]

@@ -10,24 +10,25 @@ import torch
 from torch import Tensor, nn
 
 from backdoor.attacks.label_maps import LabelMap
+from backdoor.state import Goal
 from backdoor.triggers.base import Trigger
 
 
 @dataclass(frozen=True)
 class Aim:
-    """A test-time trigger and the labels that it should give."""
+    """A test-time trigger, and the label map that says of which images it should do what."""
 
     trigger: Trigger
     label_map: LabelMap
 
     def same(self, other: Aim, num_classes: int) -> bool:
-        """Whether both change the same classes to the same labels by a trigger of the same settings."""
-        classes = torch.arange(num_classes)
-        for what in (LabelMap.victims, LabelMap.goal):
-            mine, theirs = (getattr(aim.label_map, what.__name__)(classes, num_classes) for aim in (self, other))
-            if not torch.equal(mine, theirs):
-                return False
-        return alike(self.trigger, other.trigger)
+        """Whether both want the same of the same classes, by a trigger of the same settings."""
+        classes, mine, theirs = torch.arange(num_classes), self.label_map, other.label_map
+        return (
+            alike(mine.goal(num_classes), theirs.goal(num_classes))
+            and torch.equal(mine.victims(classes, num_classes), theirs.victims(classes, num_classes))
+            and alike(self.trigger, other.trigger)
+        )
 
 
 def targets_of(label_maps: Iterable[LabelMap | None]) -> frozenset[int]:
@@ -51,7 +52,7 @@ def alike(one: Any, other: Any) -> bool:
         return one.keys() == other.keys() and all(alike(value, other[key]) for key, value in one.items())
     if isinstance(one, list | tuple):
         return len(one) == len(other) and all(alike(*pair) for pair in zip(one, other, strict=True))
-    if isinstance(one, nn.Module | LabelMap):
+    if isinstance(one, nn.Module | LabelMap | Goal):
         mine, theirs = ({**vars(made), "_cache": None} for made in (one, other))  # what it painted with last
         return alike(mine, theirs)
     same = one == other

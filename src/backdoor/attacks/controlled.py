@@ -51,7 +51,7 @@ def follows_batches(poison: PoisonGroup) -> None:
     """Refuse what does not go with training that poisons the first rows of each batch, whatever their class.
 
     Raises:
-        UserError: a pool, a base of the ratio or a label map that is about some classes only.
+        UserError: a pool, a base of the ratio or a label map that is about some classes or single rows.
     """
     reason = "this attack's training poisons the first rows of each batch, whatever their class"
     for setting, value, wanted in (("eligible", poison.eligible, "all"), ("ratio_of", poison.ratio_of, "train")):
@@ -61,6 +61,11 @@ def follows_batches(poison: PoisonGroup) -> None:
     if not poison.label_map.eligible(classes, MANY_CLASSES).all():
         raise UserError(
             f"attack.label_map: {type(poison.label_map).__name__} poisons rows of some classes only, but {reason}; "
+            "use label_map=all_to_one or label_map=all_to_all"
+        )
+    if poison.label_map.by_row:
+        raise UserError(
+            f"attack.label_map: {type(poison.label_map).__name__} draws a label for each row once, but {reason}; "
             "use label_map=all_to_one or label_map=all_to_all"
         )
 

@@ -90,7 +90,7 @@ class External:
         attack = self.read_attack(data, test, means.cache_dir)
         truth = Truth(
             test_clean=test,
-            attacks={"": AttackSet(*attack)} if attack else {},
+            attacks={"": attack} if attack else {},
             poisoned=self.known(suspicious, data),
             targets=targets_of([self.label_map]),
         )
@@ -121,7 +121,7 @@ class External:
             return split, torch.ones(len(split), dtype=torch.bool)
         return train, npz_rows(isolated, train, "attack.isolated")
 
-    def read_attack(self, data: DataSet, test: Split, cache_dir: Path) -> tuple[Split, Tensor] | None:
+    def read_attack(self, data: DataSet, test: Split, cache_dir: Path) -> AttackSet | None:
         """The ASR set, from the user's files or from the known trigger."""
         path = self.path("test_attack")
         if path is None:
@@ -134,8 +134,7 @@ class External:
         attack = loaded.take(self.label_map.victims(loaded.labels, data.num_classes))
         if len(attack) == 0:
             raise UserError(f"attack.test_attack={path}: holds only images of the target class {self.target}")
-        goal = self.label_map.goal(attack.labels, data.num_classes)
-        return Split(attack.images, goal, attack.index), attack.labels
+        return AttackSet(attack, self.label_map.goal(data.num_classes))
 
     def known(self, suspicious: Split, data: DataSet) -> Tensor | None:
         """bool (N,) of the suspicious rows known to be poisoned; their numbers count as the user's own data do.

@@ -118,13 +118,10 @@ class PoisonOnly:
                 found = {name if key == "" else key: one for key, one in found.items()}
         return found
 
-    def attack_set(self, test: Split, num_classes: int) -> tuple[Split, Tensor] | None:
-        """The first ASR set (triggered images, goal labels) and its true labels; None without a trigger."""
-        for aim in self.aims(num_classes).values():
-            made = attack_set(test, num_classes, aim)
-            assert made.original is not None
-            return made.split, made.original
-        return None
+    def attack_set(self, test: Split, num_classes: int) -> AttackSet | None:
+        """The first ASR set; None without a trigger."""
+        aims = self.aims(num_classes).values()
+        return next((attack_set(test, num_classes, aim) for aim in aims), None)
 
     def check(self, num_classes: int | None, shape: Shape | None, labels: Tensor | None = None) -> None:
         """Raises UserError for a label map, a trigger or a ratio that does not fit the data."""
@@ -180,7 +177,7 @@ class PoisonOnly:
 
 
 def attack_set(test: Split, num_classes: int, aim: Aim) -> AttackSet:
-    """Test images of the classes that the label map changes, triggered, with goal and true labels.
+    """Test images of the classes that the label map changes, triggered, with their true labels.
 
     Raises:
         UserError: there is none.
@@ -188,9 +185,9 @@ def attack_set(test: Split, num_classes: int, aim: Aim) -> AttackSet:
     rows = aim.label_map.victims(test.labels, num_classes).nonzero().flatten()
     if len(rows) == 0:
         raise UserError("attack.label_map: the test set has no image of a class that the attack changes")
-    original, triggered = test.labels[rows], test.take(rows)
+    triggered = test.take(rows)
     stamp(triggered.images, torch.arange(len(rows)), aim.trigger, triggered.index)
-    return AttackSet(Split(triggered.images, aim.label_map.goal(original, num_classes), triggered.index), original)
+    return AttackSet(triggered, aim.label_map.goal(num_classes))
 
 
 def stamp(images: Tensor, rows: Tensor, trigger: Trigger, index: Tensor | None = None) -> None:

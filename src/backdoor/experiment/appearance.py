@@ -97,7 +97,7 @@ class Preview(Preparation):
         clean = test.take(self.some(victims))
         made = attack.attack_set(clean, num_classes)
         assert made is not None
-        yield self.look("test", clean.images, made[0].images, clean.labels, made[0].labels)
+        yield self.look("test", clean.images, made.split.images, clean.labels, made.goal.wanted(clean.labels))
 
     def in_training(self, train: Split, num_classes: int) -> Iterator[Look]:
         """The trigger of each group of train rows, where it differs from the one at test time."""
@@ -123,11 +123,12 @@ class Preview(Preparation):
         shown[first] = True
         return torch.cat([spread[shown], spread[~shown]])
 
-    def look(self, name: str, clean: Tensor, triggered: Tensor, labels: Tensor, targets: Tensor) -> Look:
+    def look(self, name: str, clean: Tensor, triggered: Tensor, labels: Tensor, targets: Tensor | None) -> Look:
         """Measure all images and keep the first few."""
         few = slice(self.cfg.preview.images)
+        shown = None if targets is None else targets[few]
         found, waves = visibility(clean, triggered), spectrum(clean, triggered)
-        return Look(name, clean[few], triggered[few], labels[few], targets[few], waves, found)
+        return Look(name, clean[few], triggered[few], labels[few], shown, waves, found)
 
     def report(self, looks: list[Look], crafted: Crafted, data: DataSet) -> dict[str, Any]:
         """The figure, the table and the file."""

@@ -86,7 +86,8 @@ class PoisonedData:
         name: of the attack.
         train: with the attacker's images and labels.
         test: clean; None if no test images were given.
-        test_attacks: name of a group -> triggered test images under the labels that the attacker wants.
+        test_attacks: name of a group -> triggered test images under the labels that the attacker wants; under their
+            true ones if any other label will do (an untargeted attack).
         plan: rows, roles and new labels; None if the poison is somebody else's.
         trigger: of test time; None if the attack has none or it is not known.
         truth: what is poisoned and what is measured.
@@ -133,6 +134,6 @@ def poisoned_data(
     has_test: bool = True,
 ) -> PoisonedData:
     """What an attack made of a data set; without `has_test` its test images are not shown."""
-    attacks = {key: ImageData(one.split, classes) for key, one in truth.attacks.items()} if has_test else {}
+    attacks = {key: ImageData(one.as_wanted(), classes) for key, one in truth.attacks.items()} if has_test else {}
     test = ImageData(truth.test_clean, classes) if has_test else None
     return PoisonedData(name, ImageData(train, classes), test, attacks, plan, trigger, truth, tuple(classes))

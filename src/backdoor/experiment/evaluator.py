@@ -59,7 +59,7 @@ class Evaluator:
 
         found = clean_accuracy(classes(truth.test_clean), truth.test_clean.labels, truth.targets)
         for place, (name, attack) in enumerate(truth.attacks.items()):
-            rates = attack_success(classes(attack.split), attack.split.labels, attack.original)
+            rates = attack_success(classes(attack.split), attack.split.labels, attack.goal)
             found |= {f"{metric}/{name}" if place else metric: value for metric, value in rates.items()}
         worst = worst_asr(found)
         return found | ({"asr_worst": worst} if worst is not None and len(truth.attacks) > 1 else {})
@@ -70,9 +70,8 @@ class Evaluator:
 
     def watched(self) -> str:
         """Digest of the few test images that `monitor` looks at, and of how it looks at them."""
-        return fingerprint(
-            [tensor_digest(*tensors_of(self.few)), list(self.few.attacks), self.precision, self.channels_last]
-        )
+        goals = {name: attack.goal.kind for name, attack in self.few.attacks.items()}
+        return fingerprint([tensor_digest(*tensors_of(self.few)), goals, self.precision, self.channels_last])
 
     def stage(self, finished: Finished) -> dict[str, Any]:
         """The record of one stage: metrics, DER against the first model measured, detection, findings, seconds.
@@ -141,8 +140,8 @@ def sampled(truth: Truth, count: int) -> Truth:
         return torch.randperm(total, generator=generator)[:count].sort().values
 
     clean = truth.test_clean.take(some(len(truth.test_clean)))
-    attacks = {}
-    for name, attack in truth.attacks.items():
-        rows = some(len(attack.split))
-        attacks[name] = AttackSet(attack.split.take(rows), None if attack.original is None else attack.original[rows])
+    attacks = {
+        name: AttackSet(attack.split.take(some(len(attack.split))), attack.goal)
+        for name, attack in truth.attacks.items()
+    }
     return Truth(clean, attacks, targets=truth.targets)

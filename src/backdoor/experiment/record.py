@@ -41,6 +41,7 @@ class Record:
         self.folder, self.config = folder, config
         self.stages: list[dict[str, Any]] = []
         self.crafting: list[dict[str, Any]] = []
+        self.attacks: list[dict[str, Any]] = []
         self.history: list[dict[str, Any]] = []
         self.figures: list[Path] = []
         self.images: dict[str, Any] = {}
@@ -90,15 +91,16 @@ class Record:
             save_tensors(found, self.folder / "trigger.safetensors")
 
     def draw(self, poisoned: Poisoned, clean_test: Split, data: DataSet) -> None:
-        """The gallery: the same test images without and with each trigger."""
+        """Each attack test set by name, and the gallery: the same test images without and with its trigger."""
         for place, (name, attack) in enumerate(poisoned.truth.attacks.items()):
-            word = re.sub(r"\W", "_", name)
+            word, metric = re.sub(r"\W", "_", name), f"asr/{name}" if place else "asr"
+            self.attacks.append({"name": name, "metric": metric, "goal": attack.goal.kind, "images": len(attack.split)})
             self.draw_trigger(attack, clean_test, data, f"trigger_{word}.png" if place else "trigger.png")
 
     def draw_trigger(self, made: AttackSet, clean_test: Split, data: DataSet, file: str) -> None:
         """One trigger, where the clean images are known."""
-        attack, original = made.split, made.original
-        if original is None or not torch.isin(attack.index, clean_test.index).all():
+        attack = made.split
+        if not torch.isin(attack.index, clean_test.index).all():
             return
         rows = torch.linspace(0, len(attack) - 1, min(GALLERY, len(attack))).long()
         shown = attack.take(rows)
@@ -108,8 +110,8 @@ class Record:
             clean_test.images[where],
             shown.images,
             path,
-            labels=original[rows],
-            targets=shown.labels,
+            labels=shown.labels,
+            targets=made.goal.wanted(shown.labels),
             classes=data.classes,
         )
         self.figures.append(path)
@@ -149,6 +151,7 @@ class Record:
             "defense": self.config["defense"]["name"],
             "model": model_name(self.config["model"]),
             "seed": self.config["seed"],
+            **({"attacks": self.attacks} if self.attacks else {}),
             **({"crafting": self.crafting} if self.crafting else {}),
             **({"images": self.images} if self.images else {}),
             "stages": self.stages,

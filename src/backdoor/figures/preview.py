@@ -31,7 +31,8 @@ class Look:
     Attributes:
         name: what the trigger is, for instance `test`, or `train: poison`.
         clean, triggered: uint8 (n, C, H, W), the images that are shown.
-        labels, targets: int64 (n,), before and after.
+        labels: int64 (n,), before.
+        targets: int64 (n,), after; None if any other class will do.
         spectrum: float (H, W), of the residual of all images that were measured.
         numbers: PSNR, SSIM and L_inf of the same.
     """
@@ -40,7 +41,7 @@ class Look:
     clean: Tensor
     triggered: Tensor
     labels: Tensor
-    targets: Tensor
+    targets: Tensor | None
     spectrum: Tensor
     numbers: Mapping[str, float | int]
 
@@ -79,7 +80,8 @@ def _images(part: SubFigure, look: Look, columns: int, classes: Sequence[str]) -
         axes[0].set_ylabel(name, fontsize=10)
     for column in range(len(before)):
         caption(grid[0][column].set_title, int(look.labels[column]), classes)
-        caption(grid[2][column].set_xlabel, int(look.targets[column]), classes, arrow="→ ")
+        if look.targets is not None:
+            caption(grid[2][column].set_xlabel, int(look.targets[column]), classes, arrow="→ ")
 
 
 def _spectra(part: SubFigure, looks: Sequence[Look], note: str) -> None:

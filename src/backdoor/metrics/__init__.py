@@ -13,10 +13,13 @@ from backdoor.metrics.attack import (
     worst_asr,
 )
 from backdoor.metrics.detection import detection_metrics
+from backdoor.metrics.goals import Targeted, Untargeted
 
 __all__ = [
     "AttackSuccess",
     "CleanAccuracy",
+    "Targeted",
+    "Untargeted",
     "attack_success",
     "clean_accuracy",
     "defense_effectiveness_rating",

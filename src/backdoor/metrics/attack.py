@@ -1,6 +1,7 @@
 """C-Acc, ASR, R-Acc, DER and RIR, as BackdoorBench defines them (Wu et al., arXiv:2206.12654 and 2407.19845).
 
-All values are fractions in [0, 1]. A metric that cannot be known is absent from the dict, never 0.
+All values are fractions in [0, 1]. A metric that cannot be known is absent from the dict, never 0. What an attack's
+success is, its `Goal` says (`backdoor.metrics.goals`).
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import Tensor
 from torchmetrics import Metric
+
+from backdoor.state import Goal
 
 Targets = int | Collection[int] | None
 
@@ -49,14 +52,11 @@ def clean_counts(pred: Tensor, labels: Tensor, target: Targets) -> Tensor:
     return torch.stack([hit.sum(), _rows(hit), (hit & other).sum(), other.sum()])
 
 
-def attack_counts(pred: Tensor, attack_label: Tensor, original_label: Tensor | None) -> Tensor:
-    """ASR hits, rows, R-Acc hits, rows whose original label is known: int64 (4,)."""
-    hit = pred == _labels("attack_label", attack_label, pred)
-    none = torch.zeros((), dtype=torch.int64, device=pred.device)
-    if original_label is None:
-        return torch.stack([hit.sum(), _rows(hit), none, none])
-    robust = pred == _labels("original_label", original_label, pred)
-    return torch.stack([hit.sum(), _rows(hit), robust.sum(), _rows(robust)])
+def attack_counts(pred: Tensor, original: Tensor, goal: Goal) -> Tensor:
+    """ASR hits, rows, R-Acc hits: int64 (3,)."""
+    original = _labels("original", original, pred)
+    hit, right = goal.hit(pred, original), pred == original
+    return torch.stack([hit.sum(), _rows(hit), right.sum()])
 
 
 def clean_accuracy(logits_or_pred: Tensor, labels: Tensor, target: Targets = None) -> dict[str, float]:
@@ -77,24 +77,23 @@ def clean_accuracy(logits_or_pred: Tensor, labels: Tensor, target: Targets = Non
     return _clean_result(clean_counts(predicted_classes(logits_or_pred), labels, target))
 
 
-def attack_success(
-    logits_or_pred: Tensor, attack_label: Tensor, original_label: Tensor | None = None
-) -> dict[str, float]:
+def attack_success(logits_or_pred: Tensor, original: Tensor, goal: Goal) -> dict[str, float]:
     """Attack success rate and robust accuracy on triggered test images.
 
     Args:
         logits_or_pred: float (N, K) or integer (N,).
-        attack_label: int64 (N,), what the attacker wants to be predicted.
-        original_label: int64 (N,), the true labels, or None if unknown.
+        original: int64 (N,), the true labels.
+        goal: what the attacker wants of them.
 
     Returns:
-        `asr`, and `r_acc` if the original labels are known. `asr + r_acc <= 1` wherever the two labels
-        differ; the ASR set therefore leaves out images that are of the target class already.
+        `asr`, the share on which the goal is reached, and `r_acc`, the share of right answers. An ASR set has no image
+        whose right answer is what the attacker wants (of the target class), so `asr + r_acc <= 1`; for an untargeted
+        goal it is 1.
 
     Raises:
         ValueError: no rows, NaN, or shapes that do not fit.
     """
-    return _attack_result(attack_counts(predicted_classes(logits_or_pred), attack_label, original_label))
+    return _attack_result(attack_counts(predicted_classes(logits_or_pred), original, goal))
 
 
 def evaluate_predictions(
@@ -102,8 +101,8 @@ def evaluate_predictions(
     labels: Tensor,
     *,
     attacked: Tensor | None = None,
-    attack_labels: Tensor | None = None,
-    original_labels: Tensor | None = None,
+    original: Tensor | None = None,
+    goal: Goal | None = None,
     target: Targets = None,
 ) -> dict[str, float]:
     """`clean_accuracy` and, if there is an attack set, `attack_success`, in one dict.
@@ -112,19 +111,19 @@ def evaluate_predictions(
         clean: predictions on the clean test set, float (N, K) or integer (N,).
         labels: int64 (N,).
         attacked: predictions on the triggered test set, float (M, K) or integer (M,).
-        attack_labels: int64 (M,), given together with `attacked`.
-        original_labels: int64 (M,), or None if unknown.
+        original: int64 (M,), their true labels.
+        goal: what the attacker wants of them.
         target: the target class of an all-to-one attack, or those of several.
 
     Raises:
-        ValueError: as the two functions, or only one of `attacked` and `attack_labels`.
+        ValueError: as the two functions, or some of `attacked`, `original` and `goal` without the others.
     """
     result = clean_accuracy(clean, labels, target)
-    if attacked is None and attack_labels is None:
+    if attacked is None and original is None and goal is None:
         return result
-    if attacked is None or attack_labels is None:
-        raise ValueError("attacked and attack_labels: expected both or neither, got one")
-    return result | attack_success(attacked, attack_labels, original_labels)
+    if attacked is None or original is None or goal is None:
+        raise ValueError("attacked, original and goal: expected all or none of them")
+    return result | attack_success(attacked, original, goal)
 
 
 def worst_asr(metrics: Mapping[str, float]) -> float | None:
@@ -159,16 +158,16 @@ def robust_improvement_rating(
 
 
 class _Counts(Metric):
-    """Four integer counts that ranks add up: exact, and independent of the batch and shard sizes."""
+    """Integer counts that ranks add up: exact, and independent of the batch and shard sizes."""
 
     is_differentiable = False
     higher_is_better = None
     full_state_update = False
     counts: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, counts: int) -> None:
         super().__init__()
-        self.add_state("counts", default=torch.zeros(4, dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("counts", default=torch.zeros(counts, dtype=torch.int64), dist_reduce_fx="sum")
 
 
 class CleanAccuracy(_Counts):
@@ -179,7 +178,7 @@ class CleanAccuracy(_Counts):
     """
 
     def __init__(self, target: Targets = None) -> None:
-        super().__init__()
+        super().__init__(counts=4)
         self.target = target
 
     def update(self, logits_or_pred: Tensor, labels: Tensor) -> None:
@@ -192,15 +191,22 @@ class CleanAccuracy(_Counts):
 
 
 class AttackSuccess(_Counts):
-    """`attack_success` over batches and ranks; `r_acc` only if every batch brought its original labels."""
+    """`attack_success` over batches and ranks.
 
-    def update(self, logits_or_pred: Tensor, attack_label: Tensor, original_label: Tensor | None = None) -> None:
+    Args:
+        goal: what the attacker wants.
+    """
+
+    def __init__(self, goal: Goal) -> None:
+        super().__init__(counts=3)
+        self.goal = goal
+
+    def update(self, logits_or_pred: Tensor, original: Tensor) -> None:
         """Add a batch (see `attack_success`); an empty one adds nothing."""
-        pred = predicted_classes(logits_or_pred)
-        self.counts += attack_counts(pred, attack_label, original_label).to(self.device)
+        self.counts += attack_counts(predicted_classes(logits_or_pred), original, self.goal).to(self.device)
 
     def compute(self) -> dict[str, float]:
-        """`asr` and, if known, `r_acc`. Raises ValueError if no row was seen."""
+        """`asr` and `r_acc`. Raises ValueError if no row was seen."""
         return _attack_result(self.counts)
 
 
@@ -213,11 +219,10 @@ def _clean_result(counts: Tensor) -> dict[str, float]:
 
 
 def _attack_result(counts: Tensor) -> dict[str, float]:
-    hits, rows, robust, known = counts.tolist()
+    hits, rows, right = counts.tolist()
     if not rows:
         raise ValueError("attack success: expected at least one row, got none")
-    result = {"asr": hits / rows}
-    return result | {"r_acc": robust / known} if known == rows else result
+    return {"asr": hits / rows, "r_acc": right / rows}
 
 
 def _labels(name: str, labels: Tensor, pred: Tensor) -> Tensor:

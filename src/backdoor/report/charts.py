@@ -8,7 +8,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from backdoor.report.tables import TITLES, by_defense, setting_text, spread_text
+from backdoor.report.tables import TITLES, by_defense, goal_text, setting_text, spread_text
 
 Cell = Mapping[str, Any]
 Panel = dict[str, Any]
@@ -83,8 +83,12 @@ def against_ratio(cells: Sequence[Cell]) -> go.Figure | None:
 
     None if no cell has a ratio.
     """
-    known = (cell for cell in cells if cell["ratio"] and cell["asr_worst_mean"] is not None)
-    cells = [{**cell, "of": "" if cell["ratio_of"] in (None, "train") else f"of {cell['ratio_of']}"} for cell in known]
+    known = [cell for cell in cells if cell["ratio"] and cell["asr_worst_mean"] is not None]
+    base = {None: "", "train": ""}
+    cells = [
+        {**cell, "of": base.get(cell["ratio_of"], f"of {cell['ratio_of']}"), "goal": " ".join(goal_text(cell))}
+        for cell in known
+    ]
     if not cells:
         return None
     defenses = defenses_of(cells)
@@ -98,7 +102,7 @@ def against_ratio(cells: Sequence[Cell]) -> go.Figure | None:
             "customdata": [[describe(cell) for cell in kind] for kind in kinds],
         }
 
-    panels = split(cells, ("data", "model", "attack", "of"), panel)
+    panels = split(cells, ("data", "model", "attack", "of", "goal"), panel)
     figure = go.Figure([go.Scatter(mode="lines+markers", **style(name, place)) for place, name in enumerate(defenses)])
     show(figure, next(iter(panels.values())))
     figure.update_xaxes(title="poisoning ratio", type="log", tickvals=sorted({cell["ratio"] for cell in cells}))

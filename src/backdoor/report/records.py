@@ -127,7 +127,7 @@ def row_of(record: Mapping[str, Any]) -> Row:
     """A record as one flat row; what is not known is None.
 
     Returns:
-        data, model, attack, defense, ratio, ratio_of, seed; the final metrics as fractions, `victim_c_acc` and
+        data, model, attack, defense, ratio, ratio_of, goal, seed; the final metrics as fractions, `victim_c_acc` and
         `victim_asr` before the defense, and the last detection (`precision`, ...); `seconds` of the job, `ram` and
         `gpu` (peaks in bytes), `started` (ISO 8601, UTC), `commit`; `source`, what attack.run named; and `settings`, a
         digest of the config without its seed.
@@ -143,6 +143,7 @@ def row_of(record: Mapping[str, Any]) -> Row:
     row: Row = {name: _part(record, name, str) for name in TEXTS}
     kind = attack.get("ratio_of")
     row |= {"ratio": _number(attack, "ratio"), "ratio_of": None if kind is None else str(kind)}
+    row["goal"] = goal_of(record)
     row["seed"] = _part(record, "seed", int)
     row |= {name: _fraction(final, name) for name in METRICS}
     if row["asr_worst"] is None:  # one trigger alone
@@ -156,6 +157,18 @@ def row_of(record: Mapping[str, Any]) -> Row:
     row |= {"source": None if source is None else str(source), "settings": settings(config)}
     # JSON can write halves of characters, which no table can hold.
     return {name: readable(value) if isinstance(value, str) else value for name, value in row.items()}
+
+
+def goal_of(record: Mapping[str, Any]) -> str | None:
+    """What the attack wants of its triggered images, `targeted` or `untargeted`; None without such images.
+
+    Records from before there were goals name no attack test set; all of them were targeted.
+    """
+    told = record.get("attacks")
+    first = told[0] if isinstance(told, list) and told else None
+    if isinstance(first, dict):
+        return str(first.get("goal"))
+    return "targeted" if "asr" in record["final"] else None
 
 
 def readable(text: str) -> str:

@@ -13,13 +13,13 @@ import polars as pl
 from backdoor.report.records import FOUND, METRICS, Row
 
 TITLES = {"asr_worst": "ASR", "c_acc": "C-Acc"}  # ASR: of the strongest trigger, where an attack has several
-TEXT = ("data", "model", "attack", "ratio_of", "defense", "run", "started", "commit", "source", "settings")
+TEXT = ("data", "model", "attack", "ratio_of", "goal", "defense", "run", "started", "commit", "source", "settings")
 WHOLE = ("seed", "ram", "gpu")
 COLUMNS = (
-    *("data", "model", "attack", "ratio", "ratio_of", "defense", "seed", *METRICS, "victim_c_acc", "victim_asr"),
-    *(*FOUND, "seconds", "ram", "gpu", "started", "commit", "source", "settings", "run"),
+    *("data", "model", "attack", "ratio", "ratio_of", "goal", "defense", "seed", *METRICS, "victim_c_acc"),
+    *("victim_asr", *FOUND, "seconds", "ram", "gpu", "started", "commit", "source", "settings", "run"),
 )
-CELL = ("data", "model", "attack", "ratio", "ratio_of", "defense")
+CELL = ("data", "model", "attack", "ratio", "ratio_of", "goal", "defense")
 MEASURED = (*METRICS, "seconds")
 
 
@@ -48,10 +48,15 @@ def cells_of(runs: pl.DataFrame) -> pl.DataFrame:
 
 
 def setting_text(cell: Mapping[str, Any]) -> str:
-    """The poisoning ratio as text, with what it is a share of unless that is the train set; empty if there is none."""
-    if cell["ratio"] is None:
-        return ""
-    return f"{cell['ratio']:g}" + (f" ({cell['ratio_of']})" if cell["ratio_of"] not in (None, "train") else "")
+    """The poisoning ratio, what it is a share of unless that is the train set, and a goal that is not one class."""
+    ratio = [] if cell["ratio"] is None else [f"{cell['ratio']:g}"]
+    base = [f"({cell['ratio_of']})"] if ratio and cell["ratio_of"] not in (None, "train") else []
+    return " ".join([*ratio, *base, *goal_text(cell)])
+
+
+def goal_text(cell: Mapping[str, Any]) -> list[str]:
+    """The word for a goal that is not the usual one, else nothing."""
+    return [str(cell["goal"])] if cell["goal"] not in (None, "", "targeted") else []
 
 
 def spread_text(cell: Mapping[str, Any], metric: str) -> str:

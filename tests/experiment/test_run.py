@@ -131,7 +131,7 @@ cfg = OmegaConf.load(folder / "config.yaml")
 data = instantiate(cfg.data, _convert_="all").load(cache, progress=False)
 attack = instantiate(cfg.attack, _convert_="all")
 test = data.test.open()
-triggered = attack.attack_set(test, data.num_classes).split
+triggered = attack.attack_set(test, data.num_classes).as_wanted()
 model = instantiate(
     cfg.model, num_classes=data.num_classes, in_channels=3, image_size=32, mean=list(data.mean), std=list(data.std)
 )

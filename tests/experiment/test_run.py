@@ -60,7 +60,7 @@ def test_the_folder_holds_what_the_readme_promises(default_run):
     stages = ["victim", "isolate", "finetune", "control", "unlearn"]
     result = read_json(default_run)
     assert [entry["name"] for entry in result["stages"]] == stages
-    named = {"schema", "data", "attack", "defense", "model", "seed", "stages", "final"}
+    named = {"schema", "data", "images", "attack", "attacks", "defense", "model", "seed", "stages", "final"}
     assert set(result) == named | {"started", "seconds", "peak_memory", "environment", "config"}
     assert (result["schema"], result["attack"], result["defense"]) == (2, "badnets", "abl")
     assert result["model"] == "WideResNet-16-1"
